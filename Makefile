@@ -1,0 +1,48 @@
+# PYTHON=python3.12 make … chooses the interpreter (3.11 or newer) of the virtual environment.
+PYTHON ?= python3
+BIN    := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help install demo lab check lint types test format notebooks bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.have-dev ## set up .venv with all that development needs
+
+demo: .venv/.have-demo ## run the quickstart notebook with a real kernel, server and workers
+	$(BIN)/python notebooks/run.py notebooks/quickstart.ipynb build/quickstart.ipynb
+
+lab: .venv/.have-lab ## open the quickstart in JupyterLab
+	$(BIN)/jupyter lab notebooks/quickstart.ipynb
+
+check: lint types test ## all that CI runs
+
+lint: .venv/.have-dev ## style and the house's monopolies
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/.have-dev ## mypy, strict
+	$(BIN)/mypy
+
+test: .venv/.have-dev ## every test (one file: make test ARGS=tests/unit/test_x.py)
+	$(BIN)/pytest $(ARGS)
+
+format: .venv/.have-dev ## rewrite the code in the house style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+notebooks: .venv/.have-demo ## execute every notebook into build/
+	for n in notebooks/*.ipynb; do $(BIN)/python notebooks/run.py $$n build/$$(basename $$n) || exit 1; done
+
+bench: .venv/.have-dev ## print the benchmarks' tables
+	for b in tests/bench/*.py; do $(BIN)/python $$b || exit 1; done
+
+clean: ## remove what was built, .venv too
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# One stamp for each set of extras, so that a second run is immediate.
+.venv/.have-%: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo "Installing qnb[$*] into .venv ..."
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+.venv/bin/pip:
+	@bash .ci/venv '$(PYTHON)' .venv

@@ -1,0 +1,118 @@
+"""qnb: a durable Redis queue whose native interface is the notebook.
+
+>>> import qnb
+>>> app = qnb.App(queue_name="tour")
+>>> @app.task
+... def double(x: int) -> int:
+...     return 2 * x
+>>> double(4)
+8
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from qnb import display
+
+if TYPE_CHECKING:
+    from qnb.app import App
+    from qnb.errors import (
+        ArgumentError,
+        BrokerError,
+        EncodingError,
+        InvalidName,
+        InvalidOption,
+        JobAborted,
+        JobError,
+        JobExpired,
+        JobLost,
+        KeyFileError,
+        NameTaken,
+        PayloadTooLarge,
+        QnbError,
+        RemoteError,
+        ResultError,
+        ServerError,
+        SignatureError,
+        StoreFull,
+        UnknownLane,
+        UnknownTask,
+        UnsafeStore,
+        WorkerCrashed,
+    )
+    from qnb.job import Job
+    from qnb.models import JobState, TaskInfo, TaskResult
+    from qnb.pool import Pool
+    from qnb.running.context import TaskContext, current_task
+    from qnb.sweeps.sweep import Sweep
+    from qnb.task import Task
+
+#: public name → where it is defined; loaded when first used
+_HOMES = {
+    "App": "qnb.app",
+    "Job": "qnb.job",
+    "JobState": "qnb.models",
+    "Pool": "qnb.pool",
+    "Sweep": "qnb.sweeps.sweep",
+    "Task": "qnb.task",
+    "TaskContext": "qnb.running.context",
+    "TaskInfo": "qnb.models",
+    "TaskResult": "qnb.models",
+    "current_task": "qnb.running.context",
+}
+
+__all__ = [
+    "App",
+    "ArgumentError",
+    "BrokerError",
+    "EncodingError",
+    "InvalidName",
+    "InvalidOption",
+    "Job",
+    "JobAborted",
+    "JobError",
+    "JobExpired",
+    "JobLost",
+    "JobState",
+    "KeyFileError",
+    "NameTaken",
+    "PayloadTooLarge",
+    "Pool",
+    "QnbError",
+    "RemoteError",
+    "ResultError",
+    "ServerError",
+    "SignatureError",
+    "StoreFull",
+    "Sweep",
+    "Task",
+    "TaskContext",
+    "TaskInfo",
+    "TaskResult",
+    "UnknownLane",
+    "UnknownTask",
+    "UnsafeStore",
+    "WorkerCrashed",
+    "current_task",
+]
+
+display.register("Job", "qnb.notebook.job_view:renderer")
+display.register("Sweep", "qnb.notebook.sweep_view:renderer")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("qnb")
+    if name not in __all__:
+        raise AttributeError(f"module 'qnb' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "qnb.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

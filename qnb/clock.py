@@ -1,0 +1,61 @@
+"""Wall time and waiting: the only module that reads this machine's clock.
+
+Due times and leases are judged by the *server's* clock, inside its scripts. What a worker
+stamps on a job (start, finish) is that clock too: :class:`ServerClock` carries it forward
+with the monotonic clock between two readings, so a laptop's drift never shows in a frame.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import timedelta
+
+from qnb.errors import InvalidOption
+
+__all__ = ["ServerClock", "backoff", "now_ms", "seconds"]
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch by this machine's clock (for humans, never for leases)."""
+    return time.time_ns() // 1_000_000
+
+
+class ServerClock:
+    """The server's time, carried forward by this machine's monotonic clock."""
+
+    __slots__ = ("_offset_ms",)
+
+    def __init__(self) -> None:
+        self._offset_ms = time.time_ns() / 1e6 - time.monotonic_ns() / 1e6
+
+    def set(self, server_ms: float) -> None:
+        """Take a reading of the server's clock that has just been made."""
+        self._offset_ms = server_ms - time.monotonic_ns() / 1e6
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch by the server's clock."""
+        return int(time.monotonic_ns() / 1e6 + self._offset_ms)
+
+
+def seconds(timeout: float | timedelta | None, name: str = "timeout") -> float | None:
+    """A wait in seconds from a number or a ``timedelta``; ``None`` stays "for ever".
+
+    >>> seconds(timedelta(milliseconds=1500))
+    1.5
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidOption(
+            f"{name}={timeout!r}: expected seconds as a number ≥ 0, a timedelta, or None"
+        )
+    return float(timeout)
+
+
+def backoff(attempt: int, *, first: float = 0.05, most: float = 2.0) -> float:
+    """Seconds to wait before reconnection number ``attempt`` (from 0): doubling, with full jitter."""
+    ceiling = min(most, first * 2 ** min(attempt, 16))
+    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret

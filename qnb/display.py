@@ -1,0 +1,53 @@
+"""How an object shows itself in a notebook, without knowing who draws it.
+
+A handle derives from :class:`Displayed`; the drawing code is named by :func:`register` as
+``"module:function"`` and imported when the first one is shown, so that a worker never loads it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+__all__ = ["Displayed", "Renderer", "register"]
+
+
+class Renderer(Protocol):
+    """Draws one kind of object."""
+
+    def html(self, thing: Any) -> str:
+        """Its last known state as static, escaped HTML. No I/O."""
+
+    def show(self, thing: Any) -> bool:
+        """Display it live; false where the front end cannot, so that IPython falls back."""
+
+
+_sources: dict[str, str] = {}
+
+
+def register(class_name: str, source: str) -> None:
+    """Let the renderer ``source`` ("module:attribute") draw objects of the class ``class_name``."""
+    _sources[class_name] = source
+
+
+def _renderer(thing: object) -> Renderer | None:
+    for cls in type(thing).__mro__:
+        if source := _sources.get(cls.__name__):
+            module, _, attribute = source.partition(":")
+            return cast("Renderer", getattr(import_module(module), attribute))
+    return None
+
+
+class Displayed:
+    """Shows itself live in a notebook, as static HTML where that cannot be, else as text."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str | None:
+        renderer = _renderer(self)
+        return renderer.html(self) if renderer else None
+
+    def _ipython_display_(self) -> None:
+        renderer = _renderer(self)
+        if renderer is None or not renderer.show(self):
+            raise NotImplementedError  # IPython then asks for the plain representations

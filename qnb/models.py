@@ -1,0 +1,192 @@
+"""What qnb knows of jobs, sweeps and workers: plain, frozen values that travel between the wings.
+
+Times are milliseconds since the epoch by the server's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any
+
+__all__ = [
+    "CELLS",
+    "FINAL",
+    "UNFINISHED",
+    "Ending",
+    "Failure",
+    "JobRecord",
+    "JobSpec",
+    "JobState",
+    "Outcome",
+    "SweepSnapshot",
+    "TaskInfo",
+    "TaskResult",
+]
+
+
+class JobState(StrEnum):
+    """Where a job is. Members are strings: ``JobState.QUEUED == "queued"``."""
+
+    SCHEDULED = "scheduled"  #: waiting for its time to come
+    QUEUED = "queued"  #: waiting in its lane
+    RUNNING = "running"  #: its body has been started on a worker
+    COMPLETE = "complete"  #: it has ended, well or badly; the outcome is stored
+    NOT_FOUND = "not_found"  #: unknown, or its record has expired
+
+
+UNFINISHED = frozenset({JobState.SCHEDULED, JobState.QUEUED, JobState.RUNNING})
+FINAL = frozenset({JobState.COMPLETE, JobState.NOT_FOUND})
+
+
+class Ending(StrEnum):
+    """How a finished job ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    ABORTED = "aborted"
+    EXPIRED = "expired"
+    CRASHED = "crashed"
+    REFUSED = "refused"  #: its bytes were not signed with this queue's key
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed, as text: readable without the user's classes."""
+
+    type: str  #: the exception's class name, ``"ValueError"``
+    message: str  #: ``str(exception)``
+    text: str  #: ``repr(exception)``: the ``value`` of a failed :class:`TaskResult`
+    traceback: str = ""  #: the user's own frames, as a traceback prints them
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended. ``result`` is a signed envelope (of the value, or of the exception)."""
+
+    ending: Ending
+    tries: int
+    start: int
+    finish: int
+    result: bytes = b""
+    failure: Failure | None = None
+    worker: str = ""  #: ``host:pid`` of the process that ran the body
+    result_nbytes: int | None = None
+    peak_memory: int | None = None  #: bytes
+    cpu_time_us: int | None = None
+
+    @property
+    def success(self) -> bool:
+        return self.ending is Ending.DONE
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """The outcome of a finished job.
+
+    ``value`` is what the task returned, or the error's ``repr`` if ``success`` is false.
+    ``tries`` counts attempts; ``enqueue_time``, ``start`` and ``finish`` are epoch milliseconds.
+    """
+
+    success: bool
+    value: Any
+    tries: int
+    enqueue_time: int
+    start: int
+    finish: int
+    aborted: bool = False
+
+    @property
+    def duration_ms(self) -> int:
+        """Milliseconds from start to finish of the last attempt."""
+        return self.finish - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """An unfinished job. ``scheduled_at`` is epoch milliseconds while it waits for its time."""
+
+    task_id: str
+    fn_name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    enqueue_time: int
+    tries: int
+    status: JobState
+    scheduled_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a job is, fixed when it is enqueued; a worker knows it before it decodes anything.
+
+    ``function`` is the digest of a function shipped by value, or ``"module:name"`` of one that the
+    worker imports, or empty where only the registered name is known.
+    """
+
+    task_id: str
+    fn_name: str
+    lane: str
+    channel: str = ""  #: where the client that enqueued it hears of its end
+    function: str = ""
+    is_async: bool = False
+    sweep: str | None = None
+    index: int | None = None  #: the point's place in its sweep
+    nonce: str = ""  #: tells a repeated send of this call from a new call with the same id
+
+    def binding(self) -> bytes:
+        """What the signature of the call is bound to, so that it cannot be used for another task."""
+        said = "\0".join((self.fn_name, self.function, str(self.is_async)))
+        return blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """Everything the store knows of one job; its values still as signed bytes."""
+
+    task_id: str
+    fn_name: str
+    priority: str
+    status: JobState
+    enqueue_time: int
+    tries: int = 0
+    sweep: str | None = None
+    index: int | None = None  #: the point's place in its sweep
+    scheduled_at: int | None = None
+    start: int | None = None
+    cached: bool = False
+    progress: float | None = None  #: 0 to 1
+    message: str | None = None
+    worker: str | None = None
+    function: str = ""  #: as in :class:`JobSpec`
+    is_async: bool = False
+    outcome: Outcome | None = None  #: of a finished job; without its ``result`` unless asked for
+    call: bytes = field(default=b"", repr=False)  #: the signed arguments, if asked for
+
+
+#: what a byte of :attr:`SweepSnapshot.cells` means
+CELLS = ("queued", "running", "done", "failed", "aborted")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSnapshot:
+    """The last known state of a sweep; cheap to make, and all that a view needs."""
+
+    name: str
+    fn_name: str
+    total: int
+    cells: bytes = field(repr=False)  #: one byte a job: an index into ``CELLS``
+    elapsed: float = 0.0  #: seconds since it was started, to its end if it has ended
+    eta: float | None = None  #: seconds until it ends, if that can be told
+    errors: Mapping[str, int] = field(default_factory=dict)  #: error text → how many jobs
+    note: str = ""  #: what the reader should know: "reconnecting", "stored 200 of 1,000"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {word: self.cells.count(code) for code, word in enumerate(CELLS)}
+
+    @property
+    def finished(self) -> bool:
+        return self.cells.count(0) + self.cells.count(1) == 0

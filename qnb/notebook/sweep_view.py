@@ -1,0 +1,58 @@
+"""What a sweep looks like in a notebook."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qnb.models import CELLS, SweepSnapshot
+from qnb.notebook import html
+from qnb.notebook.live import LiveRenderer
+
+if TYPE_CHECKING:
+    from qnb.notebook.widgets import SweepWidget
+
+__all__ = ["SweepRenderer", "renderer"]
+
+
+class SweepRenderer(LiveRenderer[SweepSnapshot]):
+    """A sweep: how far it is, a cell of colour for each job, what went wrong how often."""
+
+    def widget(self) -> type[SweepWidget]:
+        from qnb.notebook.widgets import SweepWidget
+
+        return SweepWidget
+
+    def state(self, snapshot: SweepSnapshot) -> dict[str, Any]:
+        word = html.sweep_word(snapshot)
+        errors, left_out = html.sweep_errors(snapshot)
+        counts = snapshot.counts
+        return {
+            "word": word,
+            "glyph": html.GLYPHS[word],
+            "tone": html.tone(word),
+            "name": html.clip(snapshot.name, 120),
+            "id": html.clip(snapshot.fn_name, 120),
+            "total": snapshot.total,
+            "counts": [[name, html.GLYPHS[name], counts[name]] for name in CELLS],
+            "errors": [list(group) for group in errors],
+            "left_out": left_out,
+            "note": html.clip(snapshot.note, html.ERROR_CHARS),
+            "ticking": not snapshot.finished,
+            "elapsed": snapshot.elapsed,
+            "eta": snapshot.eta,
+        }
+
+    def cells(self, snapshot: SweepSnapshot) -> bytes:
+        return snapshot.cells
+
+    def finished(self, snapshot: SweepSnapshot) -> bool:
+        return snapshot.finished
+
+    def card(self, snapshot: SweepSnapshot) -> str:
+        return html.sweep_card(snapshot)
+
+    def text(self, snapshot: SweepSnapshot) -> str:
+        return html.sweep_text(snapshot)
+
+
+renderer = SweepRenderer()

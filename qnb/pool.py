@@ -1,0 +1,182 @@
+"""Workers on this machine, started from a notebook, that outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+
+from qnb import bridge
+from qnb.client import Client
+from qnb.display import Displayed
+from qnb.errors import InvalidOption, QnbError
+
+__all__ = ["OPTIONS_VARIABLE", "Pool", "linger_seconds"]
+
+#: how a pool tells its workers the app's options
+OPTIONS_VARIABLE = "QNB_POOL_OPTIONS"
+
+#: seconds for workers to come up, and to go
+START = 30.0
+STOP = 30.0
+
+_UNITS = {"s": 1, "min": 60, "h": 3600}
+_started: list[subprocess.Popen[bytes]] = []  # kept, so that their ends are collected
+
+
+def linger_seconds(linger: str | float) -> float:
+    """Seconds from a number or from words like ``"10 min"``, ``"30 s"``, ``"2 h"``."""
+    if isinstance(linger, str):
+        number, _, unit = linger.strip().partition(" ")
+        with contextlib.suppress(ValueError, KeyError):
+            return float(number) * _UNITS[unit or "s"]
+    elif not isinstance(linger, bool) and isinstance(linger, int | float) and linger >= 0:
+        return float(linger)
+    raise InvalidOption(f"linger={linger!r}: expected seconds, or text like '10 min', '30 s', '2 h'")
+
+
+class Pool(Displayed):
+    """The local workers of one queue. They finish and go on when this process dies.
+
+    Made by :meth:`App.start_workers <qnb.App.start_workers>`; as a context manager it stops them
+    at the end of the block.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def slots(self) -> int:
+        """How many jobs the local workers run at a time."""
+        return sum(int(says["slots"]) for says in self._workers().values())
+
+    def scale(self, n: int | Literal["auto"], *, linger: str | float = "10 min") -> Pool:
+        """Make sure that ``n`` slots serve the queue; ``"auto"`` is one per core."""
+        if n == "auto":
+            n = os.cpu_count() or 1
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InvalidOption(f"n={n!r}: expected a number of worker slots ≥ 1, or 'auto'")
+        idle = linger_seconds(linger)
+        with self._turn() as logs:
+            workers = self._workers()
+            have = sum(int(says["slots"]) for says in workers.values())
+            leaving = {}
+            for worker, says in workers.items():
+                if have > n:
+                    leaving[worker] = says
+                    have -= int(says["slots"])
+            self._end(leaving)
+            if have < n:
+                self._start(n - have, n, idle, logs)
+        return self
+
+    def stop(self) -> None:
+        """End the local workers: running jobs finish, waiting ones stay in the queue."""
+        with self._turn():
+            self._end(self._workers())
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Pool of queue {self._client.options.queue_name!r} on {socket.gethostname()}>"
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def _workers(self) -> dict[str, dict[str, Any]]:
+        """The living pool workers of this queue on this host."""
+
+        async def ask() -> dict[str, dict[str, Any]]:
+            return await (await self._client.link()).store.workers()
+
+        here = socket.gethostname()
+        return {
+            worker: says
+            for worker, says in bridge.run(ask()).items()
+            if says.get("pool") and says["host"] == here and _lives(int(says["pid"]))
+        }
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[Path]:
+        """One at a time on this machine may change the pool; the folder of its logs."""
+        folder = Path(platformdirs.user_state_path("qnb")) / "workers"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (folder / f"{self._client.options.queue_name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+
+    def _start(self, slots: int, wanted: int, idle: float, logs: Path) -> None:
+        options = dataclasses.asdict(self._client.options)
+        environment = {
+            **os.environ,
+            "QNB_REDIS_URL": self._client.url,
+            OPTIONS_VARIABLE: json.dumps({**options, "linger": idle}),
+        }
+        log = logs / f"{self._client.options.queue_name}.log"
+        at = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as out:
+            process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", "qnb", "worker", "--workers", str(slots)],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+        _started[:] = [old for old in _started if old.poll() is None] + [process]
+
+        def ended() -> str | None:
+            if process.poll() is None:
+                return None
+            said = log.read_bytes()[at:].decode(errors="replace").strip()
+            return f"exited with status {process.returncode}. Its log, {log}, ends: {said[-2000:]}"
+
+        self._until(lambda: self.slots >= wanted, START, "did not come up", ended)
+
+    def _end(self, workers: dict[str, dict[str, Any]]) -> None:
+        pids = [int(says["pid"]) for says in workers.values()]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        self._until(
+            lambda: not any(_lives(pid) for pid in pids), STOP,
+            "still finish their jobs; they will leave after them", lambda: None,
+        )  # fmt: skip
+
+    def _until(self, true: Any, limit: float, else_: str, ended: Any) -> None:
+        async def wait() -> None:
+            async with asyncio.timeout(limit):
+                while not await asyncio.to_thread(true):
+                    if (how := ended()) is not None:
+                        raise QnbError(f"the workers of {self!r} {how}")
+                    await asyncio.sleep(0.05)
+
+        try:
+            asyncio.run(wait())
+        except TimeoutError:
+            raise QnbError(f"the workers of {self!r} {else_} (waited {limit:g} s)") from None
+
+
+def _lives(pid: int) -> bool:
+    for process in _started:
+        if process.pid == pid:
+            return process.poll() is None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

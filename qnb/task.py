@@ -1,0 +1,181 @@
+"""A function that can be enqueued: called, it runs here; the other ways run it on a worker."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from qnb import bridge
+from qnb.client import Call, Client, new_id
+from qnb.errors import InvalidOption
+from qnb.job import Job
+from qnb.models import JobRecord, JobSpec, JobState
+from qnb.options import TaskOptions
+from qnb.sweeps import designs
+from qnb.sweeps.sweep import Sweep
+
+__all__ = ["PreparedCall", "Task"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCall(Generic[R]):
+    """A call that has been checked and encoded, for :meth:`App.enqueue_many`."""
+
+    call: Call
+
+
+class Task(Generic[P, R]):
+    """A function with a name in the queue.
+
+    Calling it runs the function here. :meth:`enqueue` (a coroutine) and :meth:`submit` (its
+    blocking twin) run it on a worker, :meth:`map` and :meth:`grid` run it once per point.
+    """
+
+    def __init__(
+        self, client: Client, name: str, fn: Callable[P, R], options: TaskOptions
+    ) -> None:
+        self.name = name
+        self.fn = fn
+        self._client = client
+        self._options = options
+        functools.update_wrapper(self, fn)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Task, (self._client, self.name, self.fn, self._options)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.fn(*args, **kwargs)
+
+    def options(self, **changes: Any) -> Task[P, R]:
+        """The same task with other options for the calls made through it.
+
+        ``priority`` (a lane), ``task_id`` (of one job), ``name`` (of a sweep). An unknown option
+        is refused with a hint.
+        """
+        merged = self._options.merge(**changes)
+        self._client.options.lane(merged.priority)
+        return Task(self._client, self.name, self.fn, merged)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Store one call and return its job.
+
+        Arguments are checked and encoded first: :class:`~qnb.ArgumentError` names one that cannot
+        be sent, ``TypeError`` a call that does not fit the function.
+        """
+        call = self.prepare(*args, **kwargs).call
+        await self._client.enqueue([call])
+        return self._job(call)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """The blocking twin of :meth:`enqueue`."""
+        call = self.prepare(*args, **kwargs).call
+        bridge.run(self._client.enqueue([call]))
+        return self._job(call)
+
+    def prepare(self, *args: P.args, **kwargs: P.kwargs) -> PreparedCall[R]:
+        """Check and encode a call without sending it."""
+        self._fits(args, kwargs)
+        return PreparedCall(self._call(self._shipped(), args, kwargs))
+
+    # -- fanning out ---------------------------------------------------------------------------
+
+    def map(self, *iterables: Iterable[Any]) -> Sweep[R]:
+        """One job per position, as the builtin ``map``; the iterables must be equally long."""
+        names = self._positional(len(iterables))
+        design = designs.zipped(**dict(zip(names, iterables, strict=True)))
+        return self._sweep(design, by_position=True)
+
+    def grid(self, **axes: Any) -> Sweep[R]:
+        """One job per combination of the axes' values, the last axis fastest.
+
+        An axis is any sequence, range, array or Series; a single value is a constant.
+        """
+        return self._sweep(designs.grid(**axes))
+
+    def _sweep(self, design: designs.Design, *, by_position: bool = False) -> Sweep[R]:
+        def arguments(index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            point = design[index]
+            return (tuple(point.values()), {}) if by_position else ((), dict(point))
+
+        if len(design):
+            self._fits(*arguments(0))
+        shipped = self._shipped()
+        name = self._options.name or f"{self.name}-{secrets.token_hex(3)}"
+        run = secrets.token_hex(4)
+
+        def call(index: int) -> Call:
+            id_ = f"{name}-{run}.{index}"
+            return self._call(shipped, *arguments(index), id_, sweep=name, index=index)
+
+        return Sweep(self._client, name, self.name, design, call)
+
+    def _positional(self, count: int) -> list[str]:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [p.name for p in inspect.signature(self.fn).parameters.values() if p.kind in kinds]
+        if not 0 < count <= len(names):
+            raise InvalidOption(
+                f"task {self.name!r} takes {len(names)} positional arguments "
+                f"({', '.join(names)}); map() was given {count} iterables"
+            )
+        return names[:count]
+
+    # -- encoding ------------------------------------------------------------------------------
+
+    def _fits(self, args: Any, kwargs: Any) -> None:
+        """Refuse a call that the function would refuse, here rather than on the worker."""
+        try:
+            inspect.signature(self.fn).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"{self.name}{inspect.signature(self.fn)} does not take this call: {error}"
+            ) from None
+
+    def _shipped(self) -> tuple[str, bytes | None]:
+        """What the workers are told of the function: where to import it, or its digest and code."""
+        reference = self._client.codec.reference(self.fn)
+        if reference is not None:
+            return reference, None
+        digest, code = self._client.codec.pack_function(self.fn)
+        return digest.hex(), code
+
+    def _call(
+        self,
+        shipped: tuple[str, bytes | None],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        task_id: str | None = None,
+        *,
+        sweep: str | None = None,
+        index: int | None = None,
+    ) -> Call:
+        function, code = shipped
+        chosen = self._options.task_id
+        spec = JobSpec(
+            task_id=task_id or chosen or new_id(),
+            fn_name=self.name,
+            lane=self._client.options.lane(self._options.priority),
+            channel=self._client.channel,
+            function=function,
+            is_async=inspect.iscoroutinefunction(self.fn),
+            sweep=sweep,
+            index=index,
+            nonce=secrets.token_hex(8) if chosen else "",
+        )
+        payload = self._client.codec.pack_call(
+            spec.task_id, args, kwargs, binding=spec.binding()
+        )
+        return Call(spec, payload, code)
+
+    def _job(self, call: Call) -> Job[R]:
+        seen = JobRecord(call.spec.task_id, self.name, call.spec.lane, JobState.QUEUED, 0)
+        return Job(self._client, call.spec.task_id, seen)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name!r}>"

@@ -1,0 +1,127 @@
+"""What a reader sees of jobs and sweeps in a real JupyterLab."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from labdriver import NotebookPage
+    from playwright.sync_api import Locator
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(90)]
+
+Open = Callable[..., "NotebookPage"]
+
+SETUP = "from fakes import Job, Sweep\n"
+CARD = "[class^=qnb-card]"
+
+
+def _finished(output: Locator) -> int:
+    return int(output.get_by_role("progressbar").get_attribute("aria-valuenow") or 0)
+
+
+def test_a_view_lives_on_after_its_cell_and_while_another_blocks(open_notebook: Open) -> None:
+    from playwright.sync_api import expect
+
+    nb = open_notebook(SETUP + "s = Sweep(100_000, 6); s", "import time; time.sleep(3)", "s")
+    nb.run(0)
+    view = nb.output(0)
+    expect(view.get_by_role("group", name="sweep scan")).to_be_visible()
+    seen = _finished(view)
+    expect(view.locator(CARD)).to_be_hidden()
+    nb.page.wait_for_function("before => document.querySelector('.qnb-bar')"
+                              ".getAttribute('aria-valuenow') > before", arg=seen)  # fmt: skip
+    nb.run(1, wait=False)
+    nb.page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+        " === 'busy'"
+    )
+    seen = _finished(view)
+    nb.page.wait_for_function("before => document.querySelector('.qnb-bar')"
+                              ".getAttribute('aria-valuenow') > before", arg=seen)  # fmt: skip
+    assert nb.busy, "the blocking cell was over before the view moved"
+    expect(view.get_by_text("100,000 of 100,000 finished")).to_be_visible(timeout=15_000)
+    assert nb.errors() == []
+    assert nb.offsite == []
+
+
+def test_the_last_state_outlives_the_kernel(open_notebook: Open) -> None:
+    from playwright.sync_api import expect
+
+    nb = open_notebook(
+        SETUP + "s, j = Sweep(600, 1), Job('failed', 1); s", "j", "s.wait(); j.wait()"
+    )
+    for cell in range(3):
+        nb.run(cell)
+    expect(nb.output(0).locator("progress")).to_be_visible()
+    expect(nb.output(1)).to_contain_text("ValueError: the step is too large")
+    for outputs in nb.save()[:2]:
+        left, card = (output["data"] for output in outputs)
+        assert left == {}
+        assert set(card) == {"text/plain", "text/html"}
+    nb.shutdown_kernel()
+    nb.open(nb.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path"))
+    expect(nb.output(0)).to_contain_text("600 of 600 finished")
+    expect(nb.output(1)).to_contain_text("ValueError: the step is too large")
+    assert nb.page.get_by_text("model not found").count() == 0
+    assert nb.offsite == []
+
+
+@pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "untrusted"])
+def test_a_kernel_that_dies_midway_leaves_a_card(
+    open_notebook: Open, screenshots: Path, trusted: bool
+) -> None:
+    from playwright.sync_api import expect
+
+    nb = open_notebook(SETUP + "s = Sweep(600, share=0.4); s")
+    nb.run(0)
+    expect(nb.output(0).get_by_role("progressbar")).to_have_attribute("aria-valuenow", "240")
+    nb.save()
+    path = nb.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path")
+    nb.shutdown_kernel()
+    if not trusted:  # as if it came from somebody else: another name, so another signature
+        file = nb.server.notebooks / path
+        text = json.loads(file.read_text())
+        text["metadata"]["from"] = "elsewhere"
+        file.write_text(json.dumps(text))
+    nb.open(path)
+    expect(nb.output(0).get_by_text("240 of 600 finished")).to_be_visible()
+    expect(nb.output(0).get_by_text("Last known state")).to_be_visible()
+    nb.page.wait_for_timeout(3_000)  # Lab looks for a widget's model for 2 s
+    expect(nb.page.get_by_text("Error displaying widget")).to_be_hidden()
+    nb.output(0).screenshot(path=screenshots / f"midway-{'' if trusted else 'un'}trusted.png")
+
+
+GALLERY = [
+    "Sweep(60, share=0)",
+    "Sweep(60, share=0.35)",
+    "Sweep(2_000, share=0.8, note='reconnecting')",
+    "Sweep(100_000, share=0.6)",
+    "Sweep(2_000, share=1)",
+    "Job('queued')",
+    "Job('running', progress=0.62)",
+    "Job('done')",
+    "Job('failed')",
+]
+
+
+def test_every_state_in_both_themes_and_narrow(open_notebook: Open, screenshots: Path) -> None:
+    from playwright.sync_api import expect
+
+    nb = open_notebook(*[SETUP + cell for cell in GALLERY])
+    nb.page.set_viewport_size({"width": 1100, "height": 3300})
+    for cell in range(len(GALLERY)):
+        nb.run(cell)
+        expect(nb.output(cell)).to_contain_text("simulate")
+    for theme in ("dark", "light"):
+        nb.set_theme(theme)
+        nb.page.screenshot(path=screenshots / f"views-{theme}.png")
+    nb.page.set_viewport_size({"width": 560, "height": 3300})
+    nb.page.screenshot(path=screenshots / "views-narrow.png")
+    nb.page.set_viewport_size({"width": 1280, "height": 1000})
+    assert nb.errors() == []
