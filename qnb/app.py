@@ -21,8 +21,7 @@ from qnb.storage.connection import masked
 from qnb.task import PreparedCall, Task
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from qnb.analysis.frames import DataFrame
     from qnb.running.worker import Worker
 
 __all__ = ["App"]
@@ -104,19 +103,25 @@ class App(Displayed):
         self, *, name: str | None = None, priority: str | None = None
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     def task(
-        self, fn: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Any
-    ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        priority: str | None = None,
+        **unknown: Any,
+    ) -> Any:
         """Make a function a task: ``@app.task`` or ``@app.task(name=..., priority=...)``.
 
         The name is the function's own by default. One that another function owns is refused; the
         same function defined again replaces it.
         """
-        chosen = TaskOptions().merge(**options)
+        chosen = TaskOptions().merge(priority=priority, **unknown)
         if chosen.task_id is not None or chosen.name is not None:
             raise InvalidOption("task_id and a sweep's name belong to a call: task.options(...)")
         self._client.options.lane(chosen.priority)
 
-        def decorate(fn: Callable[P, R]) -> Task[P, R]:
+        def decorate(fn: Callable[..., Any]) -> Task[..., Any]:
             if isinstance(fn, Task):
                 fn = fn.fn
             if not callable(fn):
@@ -147,7 +152,9 @@ class App(Displayed):
         return Job(self._client, task_id)
 
     async def result(
-        self, task_id: str, timeout: float | timedelta | None = None
+        self,
+        task_id: str,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109 - the seed's signature
     ) -> TaskResult | None:
         """As :meth:`Job.result <qnb.Job.result>`."""
         return await self._client.result(task_id, seconds(timeout))
@@ -166,7 +173,7 @@ class App(Displayed):
 
     # -- tables --------------------------------------------------------------------------------
 
-    def jobs_frame(
+    def jobs_frame(  # noqa: PLR0913 - filters, each by its name
         self,
         *,
         task: str | Task[Any, Any] | None = None,
@@ -176,7 +183,7 @@ class App(Displayed):
         limit: int | None = None,
         params: Literal["objects", "columns", "text"] = "objects",
         values: bool = False,
-    ) -> pd.DataFrame:
+    ) -> DataFrame:
         """All jobs of the queue as a DataFrame, indexed by ``task_id``, by enqueue time.
 
         ``task``, ``sweep``, ``status`` and ``since`` (an aware datetime) keep only what fits,
@@ -225,7 +232,7 @@ class App(Displayed):
     def start_workers(
         self, n: int | Literal["auto"] = "auto", *, linger: str | float = "10 min"
     ) -> Pool:
-        """Make sure that ``n`` worker slots on this machine serve the queue; ``"auto"``: one a core.
+        """Make sure that ``n`` local worker slots serve the queue; ``"auto"`` is one a core.
 
         They run functions of this notebook without having seen them, go on when it dies, and
         leave when they have been idle for ``linger``. Called again, it tops up and never doubles.
@@ -264,7 +271,7 @@ class App(Displayed):
             await store.close()
 
     def stop(self) -> None:
-        """End :meth:`run`: what runs may finish, what had not started goes back. From any thread."""
+        """End :meth:`run`, from any thread: what runs may finish, what has not started goes back."""
         worker, loop = self._worker, self._worker_loop
         if worker is not None and loop is not None:
             loop.call_soon_threadsafe(worker.stop)
@@ -281,6 +288,6 @@ def _queued(task_id: str, fn_name: str, lane: str) -> JobRecord:
 def _rebuilt(client: Client) -> App:
     app = App.__new__(App)
     app.registry = Registry()
-    app._client = client  # noqa: SLF001 - our own
-    app._worker = app._worker_loop = None  # noqa: SLF001
+    app._client = client
+    app._worker = app._worker_loop = None
     return app

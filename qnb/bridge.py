@@ -29,7 +29,7 @@ _pid = 0
 
 def loop() -> asyncio.AbstractEventLoop:
     """The I/O thread's loop, started when first asked for (anew in a forked child)."""
-    global _loop, _thread, _pid  # noqa: PLW0603 - one thread per process is the point
+    global _loop, _thread, _pid
     with _lock:
         if _loop is None or _pid != os.getpid():
             fresh = asyncio.new_event_loop()
@@ -72,7 +72,7 @@ def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
 
 def _close() -> None:
     """Cancel what still runs and end the thread, so that the process can leave quietly."""
-    global _loop  # noqa: PLW0603
+    global _loop
     if _loop is None or _pid != os.getpid() or _thread is None:
         return
     ending, _loop = _loop, None
@@ -81,7 +81,9 @@ def _close() -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=1) if tasks else None
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+        await asyncio.get_running_loop().shutdown_asyncgens()  # closes the links of clients
 
     with contextlib.suppress(Exception):
         asyncio.run_coroutine_threadsafe(cancel_all(), ending).result(2)

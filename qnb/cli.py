@@ -48,10 +48,18 @@ def main() -> None:
 @click.argument("app", required=False, metavar="[MODULE:APP]")
 @click.option("--workers", "-n", type=click.IntRange(1), help="Jobs at once. Default: one a core.")
 @click.option("--burst", is_flag=True, help="Leave when nothing waits any more.")
-@click.option("--url", metavar="URL", help="The store. Default: the app's, $QNB_REDIS_URL, or the embedded server.")
-@click.option("--queue", metavar="NAME", help="The queue, where no app names one. Default: default.")
-@click.option("--key-file", metavar="FILE", help="The queue's signing key. Default: this user's own.")
-def worker(
+@click.option(
+    "--url",
+    metavar="URL",
+    help="The store. Default: the app's, $QNB_REDIS_URL, or the embedded server.",
+)
+@click.option(
+    "--queue", metavar="NAME", help="The queue, where no app names one. Default: default."
+)
+@click.option(
+    "--key-file", metavar="FILE", help="The queue's signing key. Default: this user's own."
+)
+def worker(  # noqa: PLR0913 - one per option of the command
     app: str | None,
     workers: int | None,
     burst: bool,
@@ -81,11 +89,11 @@ def worker(
     else:
         found = App(url, queue or "default", key_file=key_file)
     slots = workers or os.cpu_count() or 1
-    options = found._client.options  # noqa: SLF001 - our own
+    options = found._client.options
     if key_file is not None:
         options = dataclasses.replace(options, key_file=key_file)
     says = {"pool": pool is not None}
-    asyncio.run(_serve(url or found._client.url, options, app, slots, burst, linger, says))  # noqa: SLF001
+    asyncio.run(_serve(url or found._client.url, options, app, slots, burst, linger, says))
 
 
 def _load(name: str) -> Any:
@@ -108,7 +116,7 @@ def _load(name: str) -> Any:
     return found
 
 
-async def _serve(
+async def _serve(  # noqa: PLR0913 - what the command was given
     url: str,
     options: AppOptions,
     app: str | None,
@@ -127,9 +135,7 @@ async def _serve(
     Keys.load(options.queue_name, options.key_file)  # a missing key is said here, once
     store = Store(url, options)
     where = f"{app.partition(':')[0]}:{app.partition(':')[2] or 'app'}" if app else None
-    config = SlotConfig(
-        options.queue_name, options.key_file, options.max_payload, where, sys.path
-    )
+    config = SlotConfig(options.queue_name, options.key_file, options.max_payload, where, sys.path)
     executor = ProcessExecutor(config, store.clock, slots, url)
     serving = Worker(store, executor, options, burst=burst, linger=linger, says=says)
     loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
 """The queue as a program sees it: enqueue, look, wait. Store and codec together.
 
-One :class:`Client` serves every event loop of a process: each loop has a :class:`_LoopLink` of its own
-(connections belong to a loop). All methods are coroutines and use the link of the running loop;
-:mod:`qnb.bridge` makes blocking twins of them.
+One :class:`Client` serves every event loop of a process: connections belong to a loop, so each
+has a :class:`_LoopLink` of its own. All methods are coroutines and use the link of the running
+loop; :mod:`qnb.bridge` makes blocking twins of them.
 """
 
 from __future__ import annotations
@@ -333,19 +333,19 @@ class Client:
         """The job's record once it has ended; None if the store knows of no such job."""
         return await (await self.link()).wait(task_id)
 
-    async def result(self, task_id: str, timeout: float | None) -> TaskResult | None:
-        """The outcome now, or None; with a timeout, wait for it or raise ``TimeoutError``."""
-        if timeout is None:
+    async def result(self, task_id: str, limit: float | None) -> TaskResult | None:
+        """The outcome now, or None; with a limit (seconds), wait or raise ``TimeoutError``."""
+        if limit is None:
             record = await self.record(task_id)
             if record is None or record.status in UNFINISHED:
                 return None
             return self.result_of(task_id, record)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(limit):
                 return self.result_of(task_id, await self.wait(task_id))
         except TimeoutError:
             raise TimeoutError(
-                f"job {task_id!r} has not ended within {timeout:g} s; it goes on"
+                f"job {task_id!r} has not ended within {limit:g} s; it goes on"
             ) from None
 
     async def value(self, task_id: str) -> Any:

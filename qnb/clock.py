@@ -56,6 +56,6 @@ def seconds(timeout: float | timedelta | None, name: str = "timeout") -> float |
 
 
 def backoff(attempt: int, *, first: float = 0.05, most: float = 2.0) -> float:
-    """Seconds to wait before reconnection number ``attempt`` (from 0): doubling, with full jitter."""
+    """Seconds to wait before attempt number ``attempt`` (from 0) to reconnect; with jitter."""
     ceiling = min(most, first * 2 ** min(attempt, 16))
     return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret

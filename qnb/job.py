@@ -42,7 +42,10 @@ class Job(Displayed, Generic[R]):
 
     # -- asking (coroutines) -------------------------------------------------------------------
 
-    async def result(self, timeout: float | timedelta | None = None) -> TaskResult | None:
+    async def result(
+        self,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109 - the seed's own signature
+    ) -> TaskResult | None:
         """The outcome now, or None while there is none; with a timeout (seconds), wait for it.
 
         Never raises for a failed task; ``TimeoutError`` if it has not ended in time.

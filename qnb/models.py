@@ -64,7 +64,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one attempt ended. ``result`` is a signed envelope (of the value, or of the exception)."""
+    """How one attempt ended. ``result`` is a signed envelope of the value, or the exception."""
 
     ending: Ending
     tries: int
@@ -137,7 +137,7 @@ class JobSpec:
     nonce: str = ""  #: tells a repeated send of this call from a new call with the same id
 
     def binding(self) -> bytes:
-        """What the signature of the call is bound to, so that it cannot be used for another task."""
+        """What the call's signature is bound to, so that it cannot be used for another task."""
         said = "\0".join((self.fn_name, self.function, str(self.is_async)))
         return blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 

@@ -69,7 +69,9 @@ class TaskOptions:
     def __post_init__(self) -> None:
         if self.task_id is not None:
             check_task_id(self.task_id)
-        if self.name is not None and (not isinstance(self.name, str) or not 0 < len(self.name) <= 128):
+        if self.name is not None and (
+            not isinstance(self.name, str) or not 0 < len(self.name) <= 128
+        ):
             raise InvalidName(f"name={self.name!r}: expected a sweep name of 1 to 128 characters")
 
     def merge(self, **changes: Any) -> Self:

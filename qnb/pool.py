@@ -42,9 +42,11 @@ def linger_seconds(linger: str | float) -> float:
         number, _, unit = linger.strip().partition(" ")
         with contextlib.suppress(ValueError, KeyError):
             return float(number) * _UNITS[unit or "s"]
-    elif not isinstance(linger, bool) and isinstance(linger, int | float) and linger >= 0:
+    elif not isinstance(linger, bool) and linger >= 0:
         return float(linger)
-    raise InvalidOption(f"linger={linger!r}: expected seconds, or text like '10 min', '30 s', '2 h'")
+    raise InvalidOption(
+        f"linger={linger!r}: expected seconds, or text like '10 min', '30 s', '2 h'"
+    )
 
 
 class Pool(Displayed):
@@ -66,7 +68,7 @@ class Pool(Displayed):
         """Make sure that ``n`` slots serve the queue; ``"auto"`` is one per core."""
         if n == "auto":
             n = os.cpu_count() or 1
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if type(n) is not int or n < 1:
             raise InvalidOption(f"n={n!r}: expected a number of worker slots ≥ 1, or 'auto'")
         idle = linger_seconds(linger)
         with self._turn() as logs:
@@ -130,7 +132,7 @@ class Pool(Displayed):
         log = logs / f"{self._client.options.queue_name}.log"
         at = log.stat().st_size if log.exists() else 0
         with log.open("ab") as out:
-            process = subprocess.Popen(  # noqa: S603 - our own module
+            process = subprocess.Popen(
                 [sys.executable, "-m", "qnb", "worker", "--workers", str(slots)],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 env=environment, start_new_session=True,

@@ -38,9 +38,7 @@ class Task(Generic[P, R]):
     blocking twin) run it on a worker, :meth:`map` and :meth:`grid` run it once per point.
     """
 
-    def __init__(
-        self, client: Client, name: str, fn: Callable[P, R], options: TaskOptions
-    ) -> None:
+    def __init__(self, client: Client, name: str, fn: Callable[P, R], options: TaskOptions) -> None:
         self.name = name
         self.fn = fn
         self._client = client
@@ -145,7 +143,7 @@ class Task(Generic[P, R]):
         digest, code = self._client.codec.pack_function(self.fn)
         return digest.hex(), code
 
-    def _call(
+    def _call(  # noqa: PLR0913 - what makes a job
         self,
         shipped: tuple[str, bytes | None],
         args: tuple[Any, ...],
@@ -168,9 +166,7 @@ class Task(Generic[P, R]):
             index=index,
             nonce=secrets.token_hex(8) if chosen else "",
         )
-        payload = self._client.codec.pack_call(
-            spec.task_id, args, kwargs, binding=spec.binding()
-        )
+        payload = self._client.codec.pack_call(spec.task_id, args, kwargs, binding=spec.binding())
         return Call(spec, payload, code)
 
     def _job(self, call: Call) -> Job[R]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from operator import attrgetter
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +22,9 @@ import pandas as pd
 from qnb.errors import InvalidOption
 from qnb.models import Ending, JobRecord, JobState
 
-__all__ = ["MISSING", "Missing", "Params", "jobs_frame", "sweep_frame"]
+__all__ = ["MISSING", "DataFrame", "Missing", "Params", "jobs_frame", "sweep_frame"]
+
+DataFrame: TypeAlias = pd.DataFrame
 
 Params = Literal["objects", "columns", "text"]
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -71,7 +72,7 @@ def jobs_frame(
     """
     if params not in ("objects", "columns", "text"):
         raise InvalidOption(f"params={params!r}: expected 'objects', 'columns' or 'text'")
-    records = sorted(records, key=attrgetter("enqueue_time"))
+    records = sorted(records, key=lambda r: (r.enqueue_time, r.index or 0))
     decoded = None if calls is None else [calls(record) for record in records]
     rows = range(len(records))
     columns = _bookkeeping(records)

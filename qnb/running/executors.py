@@ -158,9 +158,7 @@ class ProcessExecutor:
     A child that dies is replaced at once; the job it ran raises :class:`SlotDied`.
     """
 
-    def __init__(
-        self, config: SlotConfig, clock: ServerClock, slots: int, url: str
-    ) -> None:
+    def __init__(self, config: SlotConfig, clock: ServerClock, slots: int, url: str) -> None:
         self.slots = slots
         self._config = config
         self._environment = {**os.environ, "QNB_REDIS_URL": url}  # App() in a task is this queue's

@@ -52,9 +52,7 @@ def frame(message: Any) -> bytes:
 def run_frame(attempt: Attempt, server_ms: int) -> bytes:
     """What the supervisor sends to have ``attempt`` run; ``server_ms`` is now, by the server."""
     spec = dataclasses.astuple(attempt.spec)
-    return frame(
-        [server_ms, spec, attempt.number, attempt.tries, attempt.call, attempt.code]
-    )
+    return frame([server_ms, spec, attempt.number, attempt.tries, attempt.call, attempt.code])
 
 
 def from_frame(outcome: Outcome) -> bytes:

@@ -45,7 +45,7 @@ class Worker:
     Belongs to the event loop that runs :meth:`run`. ``linger`` seconds without a job end it too.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, and how it leaves
         self,
         store: Store,
         executor: Executor,
@@ -128,28 +128,33 @@ class Worker:
                 await self._changed.wait()
                 continue
             try:
-                if failures:  # a delivery may have been lost with the connection
-                    jobs = await self._store.unseen(self._consumer, self._held)
-                    failures = 0
-                else:
-                    jobs = await self._claim(free)
+                jobs = await (self._reclaim() if failures else self._claim(free))
+                failures = 0
+                for claimed in jobs:
+                    self._launch(claimed, group)
+                if jobs or self._held:
+                    idle_since = loop.time()
+                elif await self._may_leave(loop.time() - idle_since):
+                    return
             except BrokerError as error:
                 log.warning("%s", error)
                 await asyncio.sleep(backoff(failures))
                 failures += 1
-                continue
-            for claimed in jobs:
-                self._launch(claimed, group)
-            if jobs or self._held:
-                idle_since = loop.time()
-            elif self._burst and await self._drained():
-                return
-            elif self._linger is not None and loop.time() - idle_since >= self._linger:
-                return
-        await self._release(await self._store.unseen(self._consumer, self._held))
+        with contextlib.suppress(BrokerError):  # else they are recovered when the lease is over
+            await self._release(await self._store.unseen(self._consumer, self._held))
         while self._held:
             self._changed.clear()
             await self._changed.wait()
+
+    async def _reclaim(self) -> list[Claimed]:
+        """After a lost connection: what was delivered on it, and never seen."""
+        await self._store.join()
+        return await self._store.unseen(self._consumer, self._held)
+
+    async def _may_leave(self, idle: float) -> bool:
+        if self._burst:
+            return await self._store.queue_size() == 0
+        return self._linger is not None and idle >= self._linger
 
     async def _claim(self, count: int) -> list[Claimed]:
         if self._burst:
@@ -180,9 +185,6 @@ class Worker:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _drained(self) -> bool:
-        return await self._store.queue_size() == 0
-
     async def _release(self, jobs: list[Claimed]) -> None:
         for claimed in jobs:
             await self._store.give_back(claimed, _lost(claimed.spec, 0, ""), begun=False)
@@ -212,12 +214,8 @@ class Worker:
             outcome = await self._executor.run(attempt)
         except SlotDied as death:
             log.warning("job %r of task %r: %s", claimed.spec.task_id, claimed.spec.fn_name, death)
-            now = self._store.clock.now_ms()
-            await self._patiently(
-                lambda: self._store.give_back(
-                    claimed, _lost(claimed.spec, now, str(death), start), begun=True
-                )
-            )
+            lost = _lost(claimed.spec, self._store.clock.now_ms(), str(death), start)
+            await self._patiently(lambda: self._store.give_back(claimed, lost, begun=True))
             return
         if not await self._ends.put(Finished(claimed, outcome)):
             log.warning(

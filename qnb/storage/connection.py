@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import os
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from qnb.clock import ServerClock, backoff
@@ -29,6 +29,9 @@ PATIENCE = 10.0
 
 #: seconds to reach a server
 CONNECT_TIMEOUT = 0.8
+
+#: commands whose replies are taken as the server sends them
+_AS_SENT = ("XREADGROUP", "XPENDING", "XRANGE", "XCLAIM")
 
 T = TypeVar("T")
 
@@ -69,7 +72,9 @@ def check_url(url: str, *, insecure: bool = False) -> str:
         raise InvalidOption(f"redis_url={masked(url)!r}: expected {schemes}")
     if parts.scheme == "unix":
         if not parts.path:
-            raise InvalidOption(f"redis_url={masked(url)!r}: names no socket; expected unix:///path")
+            raise InvalidOption(
+                f"redis_url={masked(url)!r}: names no socket; expected unix:///path"
+            )
     elif not parts.hostname:
         raise InvalidOption(f"redis_url={masked(url)!r}: names no host; expected {schemes}")
     elif parts.scheme == "redis" and not insecure and not _is_local(parts.hostname):
@@ -110,7 +115,8 @@ class Connection:
             protocol=2,
             **options,
         )
-        client.set_response_callback("XREADGROUP", lambda reply, **_: reply)  # as it came
+        for command in _AS_SENT:
+            client.response_callbacks.pop(command, None)
         return client
 
     async def open(self) -> None:
@@ -171,12 +177,10 @@ class Connection:
     async def sync_clock(self, client: Redis | None = None) -> None:
         """Take a reading of the server's clock."""
         at = client or self.redis
-        seconds, micros = cast("tuple[int, int]", await at.time())
+        seconds, micros = await at.time()
         self.clock.set(seconds * 1000 + micros / 1000)
 
-    async def run(
-        self, command: Callable[[], Awaitable[T]], patience: float = PATIENCE
-    ) -> T:
+    async def run(self, command: Callable[[], Awaitable[T]], patience: float = PATIENCE) -> T:
         """Run ``command``; wait for a server that has gone away, and say what is wrong."""
         from redis import exceptions as refused
 
@@ -229,6 +233,10 @@ class Connection:
             raise BrokerError(f"the link to {masked(self.url)} is not open")
         return self._scripts
 
+    async def call(self, *command: Any) -> Any:
+        """One command."""
+        return await self.run(lambda: self.redis.execute_command(*command))  # type: ignore[no-untyped-call]
+
     async def pipeline(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
         sent = list(commands)
 
@@ -245,5 +253,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error).partition(". ")[0].rstrip(".") or type(error).__name__
-
-

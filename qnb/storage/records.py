@@ -59,7 +59,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """News of a job; ``record`` holds outcome and result of one that has ended, if they are small."""
+    """News of a job; ``record`` holds the outcome of one that has ended, if it is small."""
 
     task_id: str
     status: JobState

@@ -78,7 +78,7 @@ class Scripts:
         channels: Sequence[str],
         marks: Sequence[tuple[int, int, int, int, bytes]],
     ) -> int:
-        """Mark ``jobs`` as running; ``marks`` are (attempt, starts, start, channel from 1, notice)."""
+        """Mark ``jobs`` as running: (attempt, starts, start, channel from 1, notice) of each."""
         args: list[Any] = [worker, len(channels), *channels]
         for mark in marks:
             args += mark
@@ -100,7 +100,7 @@ class Scripts:
         reply: list[int] = await self._run("finish", [*lanes, *jobs], args)
         return reply
 
-    async def recover(
+    async def recover(  # noqa: PLR0913 - the script's own arguments, by name
         self,
         lane: str,
         job: str,

@@ -1,4 +1,4 @@
-"""One queue on one server, for one event loop. Bytes and models in and out; never decodes values."""
+"""One queue on one server, for one event loop: bytes and models in and out, values stay bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -103,14 +103,12 @@ class Store:
 
     async def put_function(self, digest: str, blob: bytes) -> None:
         """Keep a signed function for the workers, for 30 days from now."""
-        await self._server.run(
-            lambda: self._server.redis.set(self.keys.function(digest), blob, px=FUNCTION_TTL_MS)
-        )
+        await self._server.call("SET", self.keys.function(digest), blob, "PX", FUNCTION_TTL_MS)
 
     async def records(
         self, task_ids: Sequence[str], *, call: bool = False, result: bool = False
     ) -> list[JobRecord | None]:
-        """What is known of each job, None where there is nothing; with its call or result if asked."""
+        """What is known of each job, None where nothing is; with call or result if asked."""
         return await self._records([self.keys.job(id_) for id_ in task_ids], call, result)
 
     async def _records(
@@ -128,7 +126,7 @@ class Store:
 
     async def index(self) -> list[str]:
         """The keys of all jobs the queue knows, in order of enqueue time."""
-        hexes = await self._server.run(lambda: self._server.redis.zrange(self.keys.jobs, 0, -1))
+        hexes = await self._server.call("ZRANGE", self.keys.jobs, 0, -1)
         return [self.keys.job_of(hex_.decode()) for hex_ in hexes]
 
     async def all_records(self, *, call: bool = False, result: bool = False) -> list[JobRecord]:
@@ -138,12 +136,14 @@ class Store:
 
     async def queue_size(self) -> int:
         """How many jobs wait: in the lanes and not yet claimed, or delayed."""
-        return await self._server.run(lambda: self._server.scripts.size(self.keys.delayed, self._lanes))
+        return await self._server.run(
+            lambda: self._server.scripts.size(self.keys.delayed, self._lanes)
+        )
 
     async def notices(
         self, client: str, subscribed: Callable[[], None]
     ) -> AsyncIterator[list[Notice]]:
-        """News of the jobs of ``client``, for ever; ``subscribed`` is called after each (re)connect."""
+        """News of the jobs of ``client``, for ever; ``subscribed`` is told of each (re)connect."""
         from redis import exceptions as refused
 
         attempt = 0
@@ -175,9 +175,7 @@ class Store:
         """Make sure that the lanes can be read by workers."""
         for lane in self._lanes:
             try:
-                await self._server.run(
-                    lambda lane=lane: self._server.redis.xgroup_create(lane, GROUP, "0", mkstream=True)  # type: ignore[misc]
-                )
+                await self._server.call("XGROUP", "CREATE", lane, GROUP, "0", "MKSTREAM")
             except BrokerError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
@@ -188,7 +186,9 @@ class Store:
         Never repeated by itself: after an error, :meth:`unseen` tells what was delivered and lost.
         """
         if len(self._lanes) > 1 or not block_ms:
-            found = await self._server.run(lambda: self._server.scripts.claim(self._lanes, consumer, count), 0)
+            found = await self._server.run(
+                lambda: self._server.scripts.claim(self._lanes, consumer, count), 0
+            )
             if found or not block_ms:
                 return await self._claimed([(self._lanes[at - 1], part) for at, part in found])
         if self._blocking is None:
@@ -196,7 +196,7 @@ class Store:
         blocking = self._blocking
         try:
             read = await self._server.run(
-                lambda: blocking.execute_command(
+                lambda: blocking.execute_command(  # type: ignore[no-untyped-call]
                     "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "BLOCK", block_ms,
                     "STREAMS", *self._lanes, *(">" for _ in self._lanes),
                 ),
@@ -222,11 +222,9 @@ class Store:
         known = {entry.encode() for entry in held}
         found = []
         for lane in self._lanes:
-            read = await self._server.run(
-                lambda lane=lane: self._server.redis.execute_command(  # type: ignore[misc]
-                    "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", 1000, "STREAMS", lane, "0"
-                )
-            )  # fmt: skip
+            read = await self._server.call(
+                "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", 1000, "STREAMS", lane, "0"
+            )
             for _, part in read or ():
                 found.append((lane, [entry for entry in part if entry[0] not in known]))
         return await self._claimed(found)
@@ -242,7 +240,9 @@ class Store:
                     int(row[b"a"]), int(row[b"n"]), int(row[b"t"])
                 except Exception:  # noqa: BLE001 - whatever a stranger wrote into the lane
                     log.error("entry %s of %s is not a job; it is removed", entry.decode(), lane)
-                    await self._server.pipeline([("XACK", lane, GROUP, entry), ("XDEL", lane, entry)])
+                    await self._server.pipeline(
+                        [("XACK", lane, GROUP, entry), ("XDEL", lane, entry)]
+                    )
                 else:
                     rows.append((entry.decode(), spec, row))
         large = [self.keys.job(spec.task_id) for _, spec, row in rows if b"p" not in row]
@@ -277,7 +277,7 @@ class Store:
         )
 
     async def finish(self, ends: Sequence[Finished]) -> list[bool]:
-        """Store outcomes, give up the leases, tell the clients; false where the attempt was stale."""
+        """Store outcomes, give up leases, tell the clients; false where the attempt was stale."""
         lanes = list(dict.fromkeys(end.claimed.spec.lane for end in ends))
         number = {lane: at for at, lane in enumerate(lanes, 1)}
         channels = _numbered(end.claimed.spec.channel for end in ends)
@@ -329,24 +329,19 @@ class Store:
         """Jobs whose lease has run out: spec, entry, the holder's lease and the holder."""
         found = []
         for lane in self._lanes:
-            pending = await self._server.run(
-                lambda lane=lane: self._server.redis.xpending_range(lane, GROUP, "-", "+", 100, idle=100)  # type: ignore[misc]
-            )
-            for row in pending:
-                holder = row["consumer"].decode()
+            pending = await self._server.call("XPENDING", lane, GROUP, "IDLE", 100, "-", "+", 100)
+            for entry, consumer, idle, _ in pending:
+                holder = consumer.decode()
                 lease = int(holder.rpartition("~")[2] or lease_ms)
-                if row["time_since_delivered"] < lease:
+                if idle < lease:
                     continue
-                id_ = row["message_id"]
-                entries = await self._server.run(
-                    lambda lane=lane, id_=id_: self._server.redis.xrange(lane, id_, id_)  # type: ignore[misc]
-                )
-                for entry, fields in entries:
-                    found.append((unpack_spec(fields[b"m"]), entry.decode(), lease, holder))
+                for _, flat in await self._server.call("XRANGE", lane, entry, entry):
+                    row = dict(zip(flat[::2], flat[1::2], strict=True))
+                    found.append((unpack_spec(row[b"m"]), entry.decode(), lease, holder))
         return found
 
     async def recover(self, spec: JobSpec, entry: str, lease_ms: int, outcome: Outcome) -> int:
-        """Take a job from a holder that is silent for ``lease_ms``: 1 put back, 2 ended, 0 neither."""
+        """Take a job from a holder silent for ``lease_ms``: 1 put back, 2 ended, 0 neither."""
         return await self._recover(spec, entry, lease_ms, outcome, begun=True)
 
     async def _recover(
@@ -369,9 +364,8 @@ class Store:
 
     async def function(self, digest: str) -> bytes | None:
         """A signed function that was shipped by value, None if it is gone."""
-        return cast(
-            "bytes | None", await self._server.run(lambda: self._server.redis.get(self.keys.function(digest)))
-        )
+        code: bytes | None = await self._server.call("GET", self.keys.function(digest))
+        return code
 
     async def heartbeat(self, worker: str, says: Mapping[str, Any], ttl_ms: int) -> None:
         """Say that ``worker`` lives and what it does."""
@@ -397,16 +391,17 @@ class Store:
 
     async def workers(self) -> dict[str, dict[str, Any]]:
         """What each living worker last said of itself."""
-        ids = [w.decode() for w in await self._server.run(lambda: self._server.redis.zrange(self.keys.workers, 0, -1))]
+        ids = [id_.decode() for id_ in await self._server.call("ZRANGE", self.keys.workers, 0, -1)]
         says = await self._server.pipeline(("GET", self.keys.worker(id_)) for id_ in ids)
         return {id_: msgpack.unpackb(said) for id_, said in zip(ids, says, strict=True) if said}
 
     async def sweep_index(self) -> int:
         """Take expired jobs out of the index; how many."""
-        hexes = await self._server.run(lambda: self._server.redis.zrange(self.keys.jobs, 0, 999))
+        hexes = await self._server.call("ZRANGE", self.keys.jobs, 0, 999)
         there = await self._server.pipeline(("EXISTS", self.keys.job_of(h.decode())) for h in hexes)
         gone = [h for h, here in zip(hexes, there, strict=True) if not here]
-        await self._server.pipeline([("ZREM", self.keys.jobs, *gone)] if gone else [])
+        if gone:
+            await self._server.call("ZREM", self.keys.jobs, *gone)
         return len(gone)
 
 

@@ -50,7 +50,7 @@ class Design(Sequence[Point]):
         """The values of one parameter for the points ``start`` up to ``stop``."""
 
     def columns(self, start: int = 0, stop: int | None = None) -> dict[str, list[Any]]:
-        """The points from ``start`` up to ``stop`` as a column for each parameter; clips as a slice."""
+        """The points from ``start`` up to ``stop``, a column a parameter; clips as a slice."""
         start, stop, _ = slice(start, stop).indices(self._size)
         return {name: self._column(at, start, stop) for at, name in enumerate(self.names)}
 

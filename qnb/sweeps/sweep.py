@@ -22,7 +22,7 @@ from qnb.storage.records import Notice
 from qnb.sweeps.designs import Design
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from qnb.analysis.frames import DataFrame
 
 __all__ = ["Sweep"]
 
@@ -149,7 +149,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
 
     async def _follow(self, submitting: asyncio.Task[None]) -> None:
         news = self._news
-        assert news is not None  # noqa: S101 - set by the only caller
+        assert news is not None
         looked, at = time.monotonic(), 0
         while self._left:
             if submitting.done() and (error := submitting.exception()):
@@ -272,7 +272,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
 
     # -- looking -------------------------------------------------------------------------------
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> DataFrame:
         """All points as a tidy DataFrame, also while they run.
 
         Parameters first under their own names, then the result (the fields of a dict, NamedTuple
