@@ -102,23 +102,16 @@ class App(Displayed):
     def task(
         self, *, name: str | None = None, priority: str | None = None
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-    def task(
-        self,
-        fn: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        priority: str | None = None,
-        **unknown: Any,
-    ) -> Any:
+    def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Make a function a task: ``@app.task`` or ``@app.task(name=..., priority=...)``.
 
         The name is the function's own by default. One that another function owns is refused; the
         same function defined again replaces it.
         """
-        chosen = TaskOptions().merge(priority=priority, **unknown)
-        if chosen.task_id is not None or chosen.name is not None:
-            raise InvalidOption("task_id and a sweep's name belong to a call: task.options(...)")
+        name = options.pop("name", None)
+        chosen = TaskOptions().merge(**options)
+        if chosen.task_id is not None:
+            raise InvalidOption("task_id belongs to one call: task.options(task_id=...)")
         self._client.options.lane(chosen.priority)
 
         def decorate(fn: Callable[..., Any]) -> Task[..., Any]:
@@ -271,7 +264,7 @@ class App(Displayed):
             await store.close()
 
     def stop(self) -> None:
-        """End :meth:`run`, from any thread: what runs may finish, what has not started goes back."""
+        """End :meth:`run`, from any thread: what runs may finish, the rest goes back."""
         worker, loop = self._worker, self._worker_loop
         if worker is not None and loop is not None:
             loop.call_soon_threadsafe(worker.stop)
