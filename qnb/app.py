@@ -100,7 +100,7 @@ class App(Displayed):
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
-        self, *, name: str | None = None, priority: str | None = None
+        self, fn: None = None, /, *, name: str | None = None, priority: str | None = None
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Make a function a task: ``@app.task`` or ``@app.task(name=..., priority=...)``.

@@ -92,7 +92,7 @@ def jobs_frame(
         if params == "text" and column.dtype == object:
             column = _text(found)
         columns[_free("value", columns, "_result")] = column
-    return pd.DataFrame(columns, index=_ids([record.task_id for record in records], parameters))
+    return _frame(columns, _ids([record.task_id for record in records], parameters))
 
 
 def sweep_frame(
@@ -139,7 +139,7 @@ def sweep_frame(
     ids = task_ids
     if ids is None:
         ids = [None if record is None else record.task_id for record in records]
-    frame = pd.DataFrame(columns, index=_ids(ids, theirs))
+    frame = _frame(columns, _ids(ids, theirs))
     frame.attrs["sweep"] = name
     return frame
 
@@ -192,6 +192,19 @@ def _bookkeeping(records: Sequence[JobRecord]) -> dict[str, _Column]:
         "peak_memory": _integers([None if o is None else o.peak_memory for o in outcomes]),
         "cpu_time": _spans([None if o is None else o.cpu_time_us for o in outcomes]),
     }
+
+
+def _frame(columns: Mapping[str, _Column], index: pd.Index[Any]) -> pd.DataFrame:
+    frame = pd.DataFrame(
+        {
+            # said again for objects, or pandas 3 makes text of them and NaN of their None
+            name: pd.Series(column, dtype=object) if column.dtype == object else column
+            for name, column in columns.items()
+        },
+        index=pd.RangeIndex(len(index)),
+    )
+    frame.index = index
+    return frame
 
 
 def _ids(ids: Sequence[str | None], taken: Iterable[str]) -> pd.Index[Any]:

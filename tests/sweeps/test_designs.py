@@ -86,7 +86,7 @@ def test_what_has_no_values_of_its_own_goes_to_every_point(constant: object) -> 
 
 
 @pytest.mark.parametrize(
-    ("axis", "values"),
+    "axis, values",
     [
         ((1, 2), [1, 2]),
         (range(2), [0, 1]),
@@ -130,7 +130,7 @@ def test_an_axis_without_values_makes_an_empty_design_that_knows_its_names() -> 
 
 
 @pytest.mark.parametrize(
-    ("axis", "remedy"),
+    "axis, remedy",
     [
         ({3, 1}, r"a=\{1, 3\}: a set has no order.*Pass a=sorted"),
         (frozenset("x"), "sorted"),
@@ -148,7 +148,7 @@ def test_an_axis_that_could_mean_two_things_is_refused_with_the_remedy(
 
 
 def test_zipped_pairs_values_by_position_and_by_name() -> None:
-    design = zipped([1, 2], "ab".upper().split("|") * 2, scale=np.array([0.5, 1.0]), unit="m")
+    design = zipped([1, 2], ["AB", "AB"], scale=np.array([0.5, 1.0]), unit="m")
     assert design.calls() == [
         ((1, "AB"), {"scale": 0.5, "unit": "m"}),
         ((2, "AB"), {"scale": 1.0, "unit": "m"}),
@@ -159,7 +159,7 @@ def test_zipped_pairs_values_by_position_and_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    "make, message",
     [
         (lambda: zipped(), "at least one list"),
         (lambda: zipped([1, 2], b=[1]), "do not pair up: arg_0 has 2, b has 1"),
