@@ -81,7 +81,7 @@ class Pool(Displayed):
                     have -= int(says["slots"])
             self._end(leaving)
             if have < n:
-                self._start(n - have, n, idle, logs)
+                self._start(n - have, idle, logs)
         return self
 
     def stop(self) -> None:
@@ -122,7 +122,7 @@ class Pool(Displayed):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
 
-    def _start(self, slots: int, wanted: int, idle: float, logs: Path) -> None:
+    def _start(self, slots: int, idle: float, logs: Path) -> None:
         options = dataclasses.asdict(self._client.options)
         environment = {
             **os.environ,
@@ -145,7 +145,10 @@ class Pool(Displayed):
             said = log.read_bytes()[at:].decode(errors="replace").strip()
             return f"exited with status {process.returncode}. Its log, {log}, ends: {said[-2000:]}"
 
-        self._until(lambda: self.slots >= wanted, START, "did not come up", ended)
+        def is_up() -> bool:
+            return any(int(says["pid"]) == process.pid for says in self._workers().values())
+
+        self._until(is_up, START, "did not come up", ended)
 
     def _end(self, workers: dict[str, dict[str, Any]]) -> None:
         pids = [int(says["pid"]) for says in workers.values()]

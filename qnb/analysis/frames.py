@@ -152,11 +152,11 @@ def _bookkeeping(records: Sequence[JobRecord]) -> dict[str, _Column]:
     outcomes = [record.outcome for record in records]
     failures = [None if o is None else o.failure for o in outcomes]
     known = [record.status != JobState.NOT_FOUND for record in records]
-    enqueued = _instants(r.enqueue_time for r in records)
+    enqueued = _instants([r.enqueue_time for r in records])
     start = _instants(
-        r.start if o is None else o.start for r, o in zip(records, outcomes, strict=True)
+        [r.start if o is None else o.start for r, o in zip(records, outcomes, strict=True)]
     )
-    finish = _instants(None if o is None else o.finish for o in outcomes)
+    finish = _instants([None if o is None else o.finish for o in outcomes])
     return {
         "fn_name": _category([r.fn_name or None for r in records]),
         "sweep": _category([r.sweep for r in records]),
@@ -178,7 +178,7 @@ def _bookkeeping(records: Sequence[JobRecord]) -> dict[str, _Column]:
             ]
         ),
         "enqueue_time": _utc(enqueued),
-        "scheduled_at": _utc(_instants(r.scheduled_at for r in records)),
+        "scheduled_at": _utc(_instants([r.scheduled_at for r in records])),
         "start": _utc(start),
         "finish": _utc(finish),
         "wait": start - enqueued,
@@ -231,10 +231,10 @@ def _category(values: Sequence[str | None], order: Sequence[str] | None = None) 
 
 def _filled(values: Sequence[Any], dtype: type, filler: object) -> tuple[_Column, _Column]:
     """The values as an array with ``filler`` for ``None``, and the mask of those."""
-    missing = np.fromiter((v is None for v in values), bool, len(values))
-    if missing.any():
-        values = [filler if v is None else v for v in values]
-    return np.array(values, dtype=dtype), missing
+    if None not in values:
+        return np.array(values, dtype=dtype), np.zeros(len(values), dtype=np.bool_)
+    missing = np.array([v is None for v in values], dtype=np.bool_)
+    return np.array([filler if v is None else v for v in values], dtype=dtype), missing
 
 
 def _integers(values: Sequence[int | None]) -> _Column:
@@ -250,17 +250,24 @@ def _fractions(values: Sequence[float | None]) -> _Column:
 
 
 def _strings(values: Sequence[str | None]) -> _Column:
-    try:
-        return pd.array(values, dtype="string")
-    except UnicodeEncodeError:  # a lone surrogate, as in the name of a file that is not UTF-8
+    if not _encodable(values):  # a lone surrogate, as in the name of a file that is not UTF-8
         encoded = [None if v is None else v.encode("utf-8", "backslashreplace") for v in values]
-        return pd.array([None if v is None else v.decode() for v in encoded], dtype="string")
+        values = [None if v is None else v.decode() for v in encoded]
+    return pd.array(values, dtype="string")
 
 
-def _instants(ms: Iterable[int | None]) -> np.ndarray[Any, np.dtype[np.datetime64]]:
+def _encodable(values: Iterable[str | None]) -> bool:
+    try:
+        "".join(v for v in values if v).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _instants(ms: Sequence[int | None]) -> np.ndarray[Any, np.dtype[np.datetime64]]:
     """Epoch milliseconds as ``datetime64[us]``; 0 means never, as ``None`` does."""
-    stamps = np.array([v * 1000 if v else _NAT for v in ms], dtype=np.int64)
-    return stamps.view("datetime64[us]")
+    stamps = np.array([v or 0 for v in ms], dtype=np.int64)
+    return np.where(stamps == 0, _NAT, stamps * 1000).view("datetime64[us]")
 
 
 def _utc(instants: np.ndarray[Any, np.dtype[np.datetime64]]) -> _Column:
@@ -324,7 +331,7 @@ def _natural(values: Sequence[object], *, result: bool = False) -> _Column:
         values = [None if gone else v for v, gone in zip(values, missing, strict=True)]
     try:
         return _typed(values, kinds, nullable=nullable or result)
-    except (OverflowError, ValueError):  # beyond 64 bits, or years, or Unicode
+    except (OverflowError, ValueError):  # beyond 64 bits, or what a date can hold
         return _objects(values)
 
 
@@ -338,7 +345,7 @@ def _typed(values: Sequence[Any], kinds: set[str], *, nullable: bool) -> _Column
         return _filled(values, np.float64, np.nan)[0]
     if kinds and kinds <= {"int", "float", "complex"}:
         return _filled(values, np.complex128, np.nan)[0]
-    if kinds == {"str"}:
+    if kinds == {"str"} and _encodable(values):
         return pd.Series(values, dtype="string" if nullable else str).array
     if kinds in ({"time"}, {"span"}):
         column = pd.Series(values)

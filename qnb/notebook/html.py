@@ -61,6 +61,7 @@ GLYPHS = {
     "refused": "✕",
     "complete": "✓",
     "not_found": "?",
+    "finished": "!",
 }
 _TONE_OF = {
     "scheduled": "queued",
@@ -69,6 +70,7 @@ _TONE_OF = {
     "refused": "failed",
     "complete": "done",
     "not_found": "queued",
+    "finished": "failed",
 }
 ERROR_GROUPS = 5  #: how many kinds of error a sweep shows
 ERROR_CHARS = 300  #: of one error's line
@@ -186,10 +188,10 @@ def job_text(record: JobRecord) -> str:
 
 
 def sweep_word(snapshot: SweepSnapshot) -> str:
-    """The one word for where the sweep is: ``queued``, ``running``, ``done`` or ``failed``."""
+    """The one word for where the sweep is; ``done`` says that every job is."""
     counts = snapshot.counts
     if snapshot.finished:
-        return "failed" if counts["failed"] else "aborted" if counts["aborted"] else "done"
+        return "finished" if counts["failed"] else "aborted" if counts["aborted"] else "done"
     return "queued" if counts["queued"] == len(snapshot.cells) else "running"
 
 
@@ -240,10 +242,16 @@ def _sign(word: str) -> str:
 
 
 def _head(word: str, title: str, beside: str, length: str) -> str:
+    colour = TONES[tone(word)]
+    chip = _span(
+        f"{_sign(word)} {escape(word.replace('_', ' '))}",
+        f"display:inline-block;padding:0 9px 0 7px;border:1px solid {colour};border-radius:99px;"
+        f"background-color:{colour}24;margin-right:4px",
+    )
     return _div(
-        f"{_sign(word)} <b>{escape(clip(title, 120))}</b> "
-        f"{_span(escape(clip(beside, 120)), f'{_MONO};{_MUTED}')} &nbsp; "
-        f"{escape(word.replace('_', ' '))}{escape(length)}",
+        f"{_span(length, f'float:right;{_MUTED}') if length else ''}"
+        f"{chip} <b>{escape(clip(title, 120))}</b> "
+        f"{_span(escape(clip(beside, 120)), f'{_MONO};{_MUTED}')}",
         "margin:0",
     )
 
@@ -272,7 +280,7 @@ def job_card(record: JobRecord, elapsed: float | None = None) -> str:
     outcome = record.outcome
     if outcome:
         elapsed = (outcome.finish - outcome.start) / 1000
-    length = "" if elapsed is None else f" · {duration(elapsed)}"
+    length = "" if elapsed is None else duration(elapsed)
     failure = outcome.failure if outcome else None
     parts = [_head(job_word(record), record.fn_name, record.task_id, length)]
     if outcome is None and record.progress is not None:
@@ -299,7 +307,7 @@ def sweep_card(snapshot: SweepSnapshot) -> str:
     """The sweep as static HTML, its cells as a picture."""
     counts = snapshot.counts
     ended = len(snapshot.cells) - counts["queued"] - counts["running"]
-    length = f" · {duration(snapshot.elapsed)}" if snapshot.elapsed else ""
+    length = duration(snapshot.elapsed) if snapshot.elapsed else ""
     label = f"{ended:,} of {snapshot.total:,} finished"
     words = [
         f"{_sign(word)} {counts[word]:,} {word}"

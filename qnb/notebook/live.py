@@ -108,9 +108,8 @@ class View(Generic[S]):
         self._card_last: tuple[object, ...] = ()
         self._card_due = 0.0
         self._frozen = False
-        snapshot = thing.snapshot()
-        self._widget = renderer.widget()(card=self._ident)
-        self._send(snapshot)
+        traits, self._last = self._traits(thing.snapshot())
+        self._widget = renderer.widget()(card=self._ident, **traits)
         self._unwatch = thing.watch(self.mark)
 
     @property
@@ -159,17 +158,24 @@ class View(Generic[S]):
             sent = Sent(sent.messages + 1, sent.nbytes)
         return sent
 
-    def _send(self, snapshot: S) -> Sent:
+    def _traits(self, snapshot: S) -> tuple[dict[str, Any], tuple[object, ...]]:
+        """What the widget is to hold, and what of it is news when it changes."""
         state, cells = self._renderer.state(snapshot), self._renderer.cells(snapshot)
         news = {key: value for key, value in state.items() if key not in ("elapsed", "eta")}
-        if (news, cells) == self._last:
+        traits: dict[str, Any] = {"state": {**state, "at": now_ms()}}
+        if cells is not None:
+            traits["cells"] = cells
+        return traits, (news, cells)
+
+    def _send(self, snapshot: S) -> Sent:
+        traits, news = self._traits(snapshot)
+        if news == self._last:
             return Sent(0)
         with self._widget.hold_sync():  # one message for all traits
-            self._widget.state = {**state, "at": now_ms()}
-            if cells is not None:
-                self._widget.cells = cells
-        self._last = (news, cells)
-        return Sent(1, len(cells or b""))
+            for name, value in traits.items():
+                setattr(self._widget, name, value)
+        self._last = news
+        return Sent(1, len(traits.get("cells", b"")))
 
     def _show_problem(self, error: Exception) -> Sent:
         problem = html.clip(f"This view cannot be drawn: {type(error).__name__}: {error}", 500)

@@ -14,7 +14,7 @@ from qnb.wire.byvalue import dump
 
 __all__ = ["argument_error", "blame", "type_name"]
 
-_SEARCH = 0.5  #: seconds that the search may take
+_SEARCH = 0.25  #: seconds that the search may take
 _REMEDY = "Pass what it is made from (a path, a URL, plain values) and make it inside the task"
 
 

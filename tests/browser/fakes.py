@@ -44,12 +44,18 @@ class Sweep(_Played):
     """``total`` jobs that end in ``seconds``, or stand at ``share`` of them if that is given."""
 
     def __init__(
-        self, total: int, seconds: float = 0, *, share: float = 0, name: str = "scan", note: str = ""
+        self,
+        total: int,
+        seconds: float = 0,
+        *,
+        share: float = 0,
+        name: str = "scan",
+        note: str = "",
     ) -> None:
         super().__init__()
-        self._name, self._note, self._total = name, note, total
+        self._note, self._total = note, total
         self._cells = bytearray(total)
-        self._order = random.Random(7).sample(range(total), total)  # noqa: S311 - a picture
+        self._order = random.Random(7).sample(range(total), total)
         self._done = 0
         self._since = time.monotonic()
         self._elapsed: float | None = None
@@ -63,7 +69,7 @@ class Sweep(_Played):
 
     def _advance(self, to: int) -> None:
         ended = self._order[self._done : to]
-        running = self._order[to : to + 4] if 0 < to else []
+        running = self._order[to : to + 4] if to > 0 else []
         for place in ended:
             self._cells[place] = CELLS.index("failed" if place % 37 == 36 else "done")
         for place in running:
@@ -85,7 +91,7 @@ class Sweep(_Played):
         errors = {text: failed * part // 9 for text, part in ERRORS.items()}
         left = self._total - self._done
         return SweepSnapshot(
-            name=self._name,
+            name="scan",
             fn_name="simulate",
             total=self._total,
             cells=bytes(self._cells),

@@ -70,11 +70,14 @@ class LabServer:
             file.write_text(json.dumps(values))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={self._port}"]
-                + [f"--IdentityProvider.token={self._token}", "--ServerApp.ip=127.0.0.1"]
-                + ["--ServerApp.port_retries=0", "--allow-root"]
-                + [f"--ServerApp.root_dir={self.notebooks}", "--LabApp.expose_app_in_browser=True"]
-                + ["--LabApp.extension_manager=readonly"],
+                [
+                    *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"),
+                    *(f"--port={self._port}", "--ServerApp.port_retries=0"),
+                    *("--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={self._token}"),
+                    f"--ServerApp.root_dir={self.notebooks}",
+                    "--LabApp.expose_app_in_browser=True",
+                    "--LabApp.extension_manager=readonly",
+                ],
                 cwd=self.notebooks,
                 env=self._environment(settings),
                 stdout=log,
@@ -105,7 +108,7 @@ class LabServer:
             if self._process.poll() is not None:
                 raise RuntimeError(f"JupyterLab did not start:\n{self._tail()}")
             try:
-                with urllib.request.urlopen(f"{self.address}api", timeout=1):
+                with urllib.request.urlopen(f"{self.address}api", timeout=1):  # noqa: S310 - ours
                     return
             except urllib.error.HTTPError:
                 return  # it answers
@@ -227,7 +230,7 @@ class NotebookPage:
                 const cells = {_PANEL}.content.model.cells, out = [];
                 for (let i = 0; i < cells.length; i++)
                     for (const o of cells.get(i).outputs?.toJSON() ?? [])
-                        if (o.output_type === 'error') out.push(`${{i}}: ${{o.ename}}: ${{o.evalue}}`);
+                        if (o.output_type === 'error') out.push(`${{o.ename}}: ${{o.evalue}}`);
                 return out;
             }}"""
         )
@@ -247,7 +250,9 @@ class NotebookPage:
         """Shut the kernel down and close the tab, without a dialog."""
         self.page.evaluate(
             f"""async () => {{ const panel = {_PANEL};
-                await panel.sessionContext.shutdown(); await panel.context.save(); panel.close(); }}"""
+                await panel.sessionContext.shutdown();
+                await panel.context.save();
+                panel.close(); }}"""
         )
 
     def set_theme(self, theme: str) -> None:

@@ -85,6 +85,8 @@ def test_a_kernel_that_dies_midway_leaves_a_card(
     nb.save()
     path = nb.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path")
     nb.shutdown_kernel()
+    expect(nb.output(0).locator(CARD)).to_be_visible()  # a dead view does not pretend to live
+    expect(nb.output(0).get_by_role("group")).to_have_count(0)
     if not trusted:  # as if it came from somebody else: another name, so another signature
         file = nb.server.notebooks / path
         text = json.loads(file.read_text())

@@ -98,8 +98,6 @@ def _mutants(data: bytes, count: int, seed: int) -> None:
                 del mutant[at:]
             case 2:
                 mutant.insert(at, chance.randrange(256))
-                if mutant[: len(data)] == data:
-                    continue
             case 3:
                 mutant += chance.randbytes(chance.randrange(1, 9))
             case 4:
@@ -176,7 +174,7 @@ def test_a_body_above_the_limit_is_refused_on_both_sides() -> None:
 
 
 def test_a_decompression_bomb_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = zlib.compress(bytes(1 << 28), 9)
+    bomb = zlib.compress(bytes(1 << 26), 9)
     monkeypatch.setattr(envelope, "_deflate", lambda clear: bomb)
     opened: list[int] = []
     inflate = envelope._inflate

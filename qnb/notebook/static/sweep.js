@@ -19,10 +19,11 @@ function drawCells(canvas, cells, colours) {
   canvas.hidden = n === 0;
   if (n === 0 || width === 0) return;
   const side = Math.max(1, Math.min(14, Math.floor(Math.sqrt((width * HEIGHT) / n))));
-  const columns = Math.max(Math.floor(width / side), Math.ceil(n / 400));
+  const columns = Math.max(Math.floor(width / side), Math.ceil(n / 160));
   const rows = Math.ceil(n / columns);
   canvas.style.width = `${Math.min(width, columns * side)}px`;
-  canvas.style.height = `${Math.min(400, rows * side)}px`;
+  canvas.style.height = `${rows * side}px`;
+  canvas.style.imageRendering = columns * side > width ? "auto" : "pixelated";
   const context = canvas.getContext("2d");
   if (side < 4) {
     canvas.width = columns;

@@ -105,7 +105,7 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
   };
   model.on("change:state", schedule);
   model.on("change:cells", schedule);
-  model.on("comm:close", gone);
+  model.on("comm_live_update", gone);
   const resized = new ResizeObserver(schedule);
   resized.observe(root);
   const clock = setInterval(() => {
@@ -118,7 +118,7 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
     resized.disconnect();
     model.off("change:state", schedule);
     model.off("change:cells", schedule);
-    model.off("comm:close", gone);
+    model.off("comm_live_update", gone);
   };
 }
 

@@ -1,0 +1,221 @@
+"""Views as the channel sees them: few messages, the last state always, nothing left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from qnb.models import CELLS, Ending, JobRecord, JobState, Outcome, SweepSnapshot
+from qnb.notebook import job_view, live, sweep_view
+
+DONE = CELLS.index("done")
+
+
+def _wait_until(predicate: Callable[[], object], description: str) -> None:
+    deadline = time.monotonic() + 10
+    while not predicate():
+        assert time.monotonic() < deadline, f"in 10 s not seen: {description}"
+        time.sleep(0.005)
+
+
+@dataclass
+class _Thing:
+    """Shows what it is told to, and counts who watches."""
+
+    state: Any
+    callback: Callable[[], None] | None = None
+
+    def snapshot(self) -> Any:
+        if isinstance(self.state, Exception):
+            raise self.state
+        return self.state
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self.callback = callback
+        return lambda: None
+
+    def become(self, state: Any) -> None:
+        self.state = state
+        assert self.callback is not None
+        self.callback()
+
+
+def _sweep(done: int, total: int = 1_000, **more: Any) -> SweepSnapshot:
+    cells = bytes([DONE] * done) + bytes(total - done)
+    return SweepSnapshot("scan", "simulate", total, cells, **more)
+
+
+def _job(status: JobState = JobState.RUNNING, **more: Any) -> JobRecord:
+    return JobRecord("abc", "simulate", "default", status, 1_000, start=1_000, **more)
+
+
+def _last_done(channel: Any) -> int | None:
+    return channel.updates[-1]["state"]["counts"][DONE][2] if channel.updates else None
+
+
+def test_a_burst_of_changes_is_few_messages_and_ends_with_the_last_state(channel: Any) -> None:
+    sweep = _Thing(_sweep(0))
+    assert sweep_view.renderer.show(sweep)
+    started = time.monotonic()
+    for done in range(1, 901):
+        sweep.become(_sweep(done))
+        time.sleep(0.0005)
+    _wait_until(lambda: _last_done(channel) == 900, "the last state")
+    seconds = time.monotonic() - started
+    assert len(channel.updates) <= 10 * seconds + 2
+
+
+def test_one_message_carries_all_that_changed(channel: Any) -> None:
+    sweep = _Thing(_sweep(0))
+    sweep_view.renderer.show(sweep)
+    sweep.become(_sweep(5))
+    _wait_until(lambda: channel.updates, "an update")
+    assert [set(update) for update in channel.updates] == [{"state", "cells"}]
+
+
+def test_time_that_passes_is_no_message(channel: Any) -> None:
+    job, sweep = _Thing(_job()), _Thing(_sweep(3, elapsed=1.0, eta=9.0))
+    job_view.renderer.show(job)
+    sweep_view.renderer.show(sweep)
+    before = channel.messages
+    for second in range(5):
+        job.become(_job())
+        sweep.become(_sweep(3, elapsed=1.0 + second, eta=9.0 - second))
+    assert live._publisher.settle(list(live._views.values()))
+    assert channel.messages == before
+
+
+def test_many_views_together_stay_under_the_cap_and_all_are_served(channel: Any) -> None:
+    sweeps = [_Thing(_sweep(0)) for _ in range(20)]
+    for sweep in sweeps:
+        sweep_view.renderer.show(sweep)
+    before, started = channel.messages, time.monotonic()
+    for done in range(1, 101):
+        for place, sweep in enumerate(sweeps):
+            sweep.become(replace(_sweep(done), name=f"scan-{place}"))
+        time.sleep(0.01)
+    _wait_until(
+        lambda: (
+            {u["state"]["name"] for u in channel.updates if u["state"]["counts"][DONE][2] == 100}
+            == {f"scan-{place}" for place in range(20)}
+        ),
+        "the last state of every view",
+    )
+    seconds = time.monotonic() - started
+    assert channel.messages - before <= live.MESSAGES_PER_SECOND * seconds + 5
+
+
+def test_a_thing_shown_often_is_one_widget(channel: Any) -> None:
+    sweep = _Thing(_sweep(1))
+    for _ in range(3):
+        sweep_view.renderer.show(sweep)
+    widgets = [data for ident, data, _ in channel.outputs if "-live-" in ident]
+    assert len(widgets) == 3
+    assert all(data == widgets[0] for data in widgets)
+    assert len(live._views) == 1
+
+
+def test_what_has_ended_is_left_as_text_and_html(channel: Any) -> None:
+    job = _Thing(_job())
+    job_view.renderer.show(job)
+    assert "Last known state" in channel.output("card")["text/html"]
+    job.become(_job(JobState.COMPLETE, outcome=Outcome(Ending.DONE, 1, 1_000, 3_500)))
+    _wait_until(lambda: channel.output("live") == {}, "the emptied live output")
+    assert set(channel.output("card")) == {"text/plain", "text/html"}
+    assert "2.5 s" in channel.output("card")["text/html"]
+    assert "Last known state" not in channel.output("card")["text/html"]
+
+
+def test_a_cell_is_not_over_before_its_finished_views_are_saved(channel: Any) -> None:
+    sweep = _Thing(_sweep(1))
+    sweep_view.renderer.show(sweep)
+    sweep.state = _sweep(1_000)  # nobody has marked the view yet
+    for hook in channel.after_cell:
+        hook(None)
+    assert channel.output("live") == {}
+    assert "1,000 of 1,000 finished" in channel.output("card")["text/html"]
+
+
+def test_a_thing_that_is_taken_up_again_is_live_again(channel: Any) -> None:
+    sweep = _Thing(_sweep(999))
+    sweep_view.renderer.show(sweep)
+    sweep.become(_sweep(1_000))
+    _wait_until(lambda: channel.output("live") == {}, "the emptied live output")
+    sweep.become(_sweep(990))
+    _wait_until(lambda: channel.output("live") != {}, "the live output")
+    _wait_until(lambda: "Last known" in channel.output("card")["text/html"], "the live card")
+
+
+def test_a_view_that_fails_says_so_itself_and_the_others_go_on(channel: Any) -> None:
+    bad, good = _Thing(_sweep(0)), _Thing(_sweep(0))
+    sweep_view.renderer.show(bad)
+    sweep_view.renderer.show(good)
+    bad.become(ZeroDivisionError("by \x1b[31mzero"))
+    good.become(_sweep(7))
+    _wait_until(
+        lambda: any("ZeroDivisionError" in u["state"].get("problem", "") for u in channel.updates),
+        "the error in its view",
+    )
+    assert not any("\x1b" in u["state"].get("problem", "") for u in channel.updates)
+    _wait_until(
+        lambda: any(u["state"]["counts"][DONE][2] == 7 for u in channel.updates), "the other view"
+    )
+    bad.become(_sweep(8))
+    _wait_until(
+        lambda: _last_done(channel) == 8 and "problem" not in channel.updates[-1]["state"],
+        "the view that recovered",
+    )
+
+
+def test_a_lost_channel_does_not_end_the_publisher(channel: Any) -> None:
+    sweep = _Thing(_sweep(0))
+    sweep_view.renderer.show(sweep)
+    channel.broken = True
+    sweep.become(_sweep(1))
+    assert live._publisher.settle(list(live._views.values()))
+    channel.broken = False
+    sweep.become(_sweep(2))
+    _wait_until(lambda: channel.updates, "an update after the channel came back")
+
+
+def test_marks_from_many_threads_lose_nothing(channel: Any) -> None:
+    sweep = _Thing(_sweep(0))
+    sweep_view.renderer.show(sweep)
+    threads = [
+        threading.Thread(target=lambda: [sweep.become(_sweep(5)) for _ in range(200)])
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    _wait_until(lambda: _last_done(channel) == 5, "the last state")
+
+
+@pytest.mark.parametrize("renderer", [job_view.renderer, sweep_view.renderer])
+def test_what_has_ended_is_drawn_without_a_widget(channel: Any, renderer: Any) -> None:
+    state = _job(JobState.NOT_FOUND) if renderer is job_view.renderer else _sweep(1_000)
+    assert not renderer.show(_Thing(state))
+    assert channel.messages == 0
+
+
+def test_without_a_kernel_nothing_is_loaded_and_the_plain_form_is_used() -> None:
+    program = (
+        "import sys\n"
+        "from qnb.models import SweepSnapshot\n"
+        "from qnb.notebook.sweep_view import renderer\n"
+        "class Thing:\n"
+        "    def snapshot(self): return SweepSnapshot('scan', 'f', 1, b'\\0')\n"
+        "assert not renderer.show(Thing())\n"
+        "assert 'scan' in renderer.html(Thing())\n"
+        "print(sorted({'anywidget', 'ipywidgets', 'IPython', 'pandas'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

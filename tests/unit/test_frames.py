@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qnb.analysis.frames import MISSING, jobs_frame, sweep_frame
+from qnb.errors import InvalidOption
+from qnb.models import Ending, Failure, JobRecord, JobState, Outcome
+
+BOOKKEEPING = {
+    "fn_name": "category",
+    "sweep": "category",
+    "priority": "category",
+    "worker": "category",
+    "status": "category",
+    "success": "boolean",
+    "aborted": "boolean",
+    "cached": "boolean",
+    "tries": "Int64",
+    "enqueue_time": "datetime64[us, UTC]",
+    "scheduled_at": "datetime64[us, UTC]",
+    "start": "datetime64[us, UTC]",
+    "finish": "datetime64[us, UTC]",
+    "wait": "timedelta64[us]",
+    "duration": "timedelta64[us]",
+    "total": "timedelta64[us]",
+    "progress": "Float64",
+    "message": "string",
+    "error_type": "category",
+    "error": "string",
+    "result_nbytes": "Int64",
+    "peak_memory": "Int64",
+    "cpu_time": "timedelta64[us]",
+}
+NOW = 1_790_000_000_000
+
+QUEUED = JobRecord("q", "f", "default", JobState.QUEUED, NOW + 2)
+RUNNING = replace(
+    QUEUED,
+    task_id="r",
+    status=JobState.RUNNING,
+    enqueue_time=NOW + 1,
+    start=NOW + 11,
+    tries=1,
+    worker="host:7",
+    progress=0.5,
+    message="half",
+)
+DONE = JobRecord(
+    "d",
+    "f",
+    "default",
+    JobState.COMPLETE,
+    NOW,
+    sweep="scan",
+    outcome=Outcome(
+        Ending.DONE,
+        tries=2,
+        start=NOW + 1000,
+        finish=NOW + 3500,
+        worker="host:8",
+        result_nbytes=10,
+        peak_memory=2**33,
+        cpu_time_us=1_234_567,
+    ),
+)
+FAILED = replace(
+    DONE,
+    task_id="x",
+    enqueue_time=NOW + 3,
+    outcome=Outcome(
+        Ending.FAILED,
+        tries=1,
+        start=NOW + 4,
+        finish=NOW + 5,
+        failure=Failure("ValueError", "no root", "ValueError('no root')"),
+    ),
+)
+EXPIRED = replace(
+    DONE,
+    task_id="e",
+    enqueue_time=NOW + 4,
+    outcome=Outcome(Ending.EXPIRED, tries=0, start=0, finish=NOW + 5),
+)
+SOME = [QUEUED, RUNNING, DONE, FAILED, EXPIRED]
+
+
+def _calls(record: JobRecord) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (1, "a"), {"depth": None, "rate": 0.5}
+
+
+def _dtypes(frame: pd.DataFrame) -> dict[str, str]:
+    return {name: str(dtype) for name, dtype in frame.dtypes.items()}
+
+
+@pytest.mark.parametrize("records", [[], SOME], ids=["empty", "some"])
+def test_every_column_is_there_with_its_dtype(records: list[JobRecord]) -> None:
+    frame = jobs_frame(records, _calls)
+    assert _dtypes(frame) == {**BOOKKEEPING, "args": "object", "kwargs": "object"}
+    assert frame.index.name == "task_id"
+    assert list(frame["status"].cat.categories) == [state.value for state in JobState]
+    assert frame["status"].cat.ordered
+    assert _dtypes(jobs_frame(records)) == _dtypes(frame)
+    assert frame.index.dtype == pd.Index(["a"], dtype=str).dtype
+
+
+def test_rows_are_sorted_by_enqueue_time() -> None:
+    assert list(jobs_frame(SOME, None).index) == ["d", "r", "q", "x", "e"]
+
+
+def test_a_finished_jobs_row_tells_its_outcome() -> None:
+    row = jobs_frame(SOME, _calls).loc["d"]
+    assert (row["success"], row["aborted"], row["tries"]) == (True, False, 2)
+    assert row["start"] == pd.Timestamp(NOW + 1000, unit="ms", tz="UTC")
+    assert (row["wait"], row["duration"], row["total"]) == (
+        timedelta(seconds=1),
+        timedelta(seconds=2.5),
+        timedelta(seconds=3.5),
+    )
+    assert row["worker"] == "host:8"
+    assert row["cpu_time"] == timedelta(microseconds=1_234_567)
+    assert row["peak_memory"] == 2**33
+    assert (row["args"], row["kwargs"]) == ((1, "a"), {"depth": None, "rate": 0.5})
+
+
+def test_what_a_job_does_not_have_is_missing() -> None:
+    frame = jobs_frame(SOME, None)
+    unknown = ["success", "finish", "duration", "error", "error_type", "result_nbytes", "args"]
+    assert frame.loc["r", unknown].isna().all()
+    assert frame.loc["r", "wait"] == timedelta(milliseconds=10)
+    assert frame.loc["x", ["error_type", "error"]].to_list() == ["ValueError", "no root"]
+    assert frame.loc["e", ["start", "wait", "duration"]].isna().all()  # it never started
+    assert frame.loc["e", "total"] == timedelta(milliseconds=1)
+
+
+def test_unfinished_statuses_come_before_finished_ones() -> None:
+    frame = jobs_frame(SOME, None)
+    assert list(frame.index[frame["status"] < "complete"]) == ["r", "q"]
+
+
+def test_parameters_become_columns_and_never_lose_their_name() -> None:
+    clashing = [((5,), {"priority": "mine", "value": 1, "task_id": 9}), ((6,), {"arg_0": 0})]
+    frame = jobs_frame(
+        [DONE, QUEUED],
+        lambda record: clashing[record is QUEUED],
+        params="columns",
+        values=lambda record: 2.5 if record is DONE else MISSING,
+    )
+    parameters = ["arg_0_", "priority", "value", "task_id", "arg_0"]
+    assert list(frame.columns)[-6:] == [*parameters, "value_result"]
+    assert frame["priority"].to_list()[0] == "mine"
+    assert str(frame["priority_job"].dtype) == "category"
+    assert frame.index.name == "task_id_job"
+    assert frame["arg_0_"].to_list() == [5, 6]
+    assert frame["arg_0"].dtype == "Int64"
+    assert frame["arg_0"].isna().to_list() == [True, False]
+    assert frame["value_result"].dtype == "float64"
+
+
+def test_an_unknown_form_of_the_parameters_is_refused() -> None:
+    with pytest.raises(InvalidOption, match="params='dict': expected 'objects', 'columns' or"):
+        jobs_frame([], None, params="dict")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("records", [[], [QUEUED], SOME], ids=["empty", "one", "some"])
+def test_the_text_form_goes_through_parquet_and_back(
+    records: list[JobRecord], tmp_path: Path
+) -> None:
+    frame = jobs_frame(records, _calls, params="text", values=lambda record: object())
+    frame.to_parquet(tmp_path / "jobs.parquet")
+    back = pd.read_parquet(tmp_path / "jobs.parquet")
+    # parquet stores no categories where there are no rows
+    pd.testing.assert_frame_equal(back, frame, check_categorical=bool(records))
+    assert _dtypes(back) == _dtypes(frame)
+    assert _dtypes(frame)["kwargs"] == "string"
+    if records:
+        assert frame["kwargs"].iloc[0] == "{'depth': None, 'rate': 0.5}"
+
+
+def test_text_that_is_not_unicode_or_cannot_be_shown_costs_no_frame() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    frame = jobs_frame(
+        [replace(QUEUED, message="caf\udce9")], lambda _: ((Broken(),), {}), params="text"
+    )
+    assert frame["message"].to_list() == ["caf\\udce9"]
+    assert frame["args"].to_list() == ["<tuple>"]
+
+
+# ---- sweeps ----
+
+POINTS = {"lr": [0.1, 0.2, 0.3], "depth": [1, 2, 3], "kind": ["a", "b", "c"]}
+RECORDS = [DONE, RUNNING, None]
+OF_A_SWEEP = [
+    *("status", "success", "aborted", "cached", "tries", "wait", "duration", "start", "finish"),
+    *("worker", "progress", "message", "error_type", "error", "peak_memory", "cpu_time"),
+]
+
+
+def test_a_sweep_is_tidy_parameters_then_results_then_bookkeeping() -> None:
+    frame = sweep_frame("scan", POINTS, RECORDS, [0.9, MISSING, MISSING])
+    assert list(frame.columns) == ["lr", "depth", "kind", "value", *OF_A_SWEEP]
+    assert {name: str(frame[name].dtype) for name in OF_A_SWEEP} == {
+        name: BOOKKEEPING[name] for name in OF_A_SWEEP
+    }
+    assert _dtypes(frame)["lr"] == "float64"
+    assert _dtypes(frame)["depth"] == "int64"
+    assert frame["kind"].dtype == pd.Series(["a"], dtype=str).dtype
+    assert frame["status"].to_list() == ["complete", "running", "not_found"]
+    assert frame.index.to_list()[:2] == ["d", "r"]
+    assert pd.isna(frame.index[2])
+    assert frame.attrs["sweep"] == "scan"
+
+
+def test_a_sweep_given_by_rows_is_the_same_frame() -> None:
+    rows = [dict(zip(POINTS, row, strict=True)) for row in zip(*POINTS.values(), strict=True)]
+    values = [1, MISSING, MISSING]
+    pd.testing.assert_frame_equal(
+        sweep_frame("scan", rows, RECORDS, values), sweep_frame("scan", POINTS, RECORDS, values)
+    )
+
+
+def test_points_without_a_record_are_named_by_the_sweeps_ids() -> None:
+    ids = ["s-0", "s-1", "s-2"]
+    frame = sweep_frame("s", POINTS, [None] * 3, [MISSING] * 3, task_ids=ids)
+    assert frame.index.to_list() == ids
+    assert frame[["success", "cached", "tries", "wait", "start"]].isna().all(axis=None)
+
+
+def test_an_empty_sweep_has_its_columns() -> None:
+    frame = sweep_frame("none", {"a": [], "b": []}, [], [])
+    assert list(frame.columns) == ["a", "b", "value", *OF_A_SWEEP]
+    assert len(frame) == 0
+    assert frame["duration"].dtype == "timedelta64[us]"
+    assert frame["status"].dtype == sweep_frame("s", POINTS, RECORDS, [1] * 3)["status"].dtype
+
+
+@dataclass
+class _Score:
+    mean: float
+    folds: list[int]
+
+
+_Pair = namedtuple("_Pair", "low high")
+
+
+def test_dicts_named_tuples_and_dataclasses_become_columns() -> None:
+    values = [_Score(0.5, [1, 2]), _Pair(1, 2), {"low": 3, "text": "t"}, 7, {1: "no name"}]
+    frame = sweep_frame("s", {"a": range(5)}, [None] * 5, values)
+    results = frame.loc[:, "mean":"value"]  # type: ignore[misc]
+    assert _dtypes(results) == {
+        "mean": "float64",
+        "folds": "object",
+        "low": "Int64",
+        "high": "Int64",
+        "text": "string",
+        "value": "object",
+    }
+    assert frame["low"].to_list()[1:3] == [1, 3]
+    assert frame["value"].to_list()[3:] == [7, {1: "no name"}]
+
+
+def test_on_a_clash_the_parameter_keeps_its_name() -> None:
+    points = {"worker": [4], "x": [1], "task_id": [0]}
+    frame = sweep_frame("s", points, [DONE], [{"x": 2, "x_result": 3, "error": 0.1}])
+    assert list(frame.columns)[:6] == [
+        *("worker", "x", "task_id"),
+        *("x_result_result", "x_result", "error"),
+    ]
+    assert frame.iloc[0, :6].to_list() == [4, 1, 0, 2, 3, 0.1]
+    assert {"worker_job", "error_job"} < set(frame.columns)
+    assert frame.index.name == "task_id_job"
+    assert frame.columns.is_unique
+
+
+@pytest.mark.parametrize(
+    "values, dtype",
+    [
+        ([1, np.int32(2)], "Int64"),
+        ([1, 2.5], "float64"),
+        ([np.float32(1), 2.0], "float64"),
+        ([True, np.False_], "boolean"),
+        (["a", np.str_("b")], "string"),
+        ([1j, 2], "complex128"),
+        ([True, 1], "object"),
+        ([1, "a"], "object"),
+        ([2**70, 1], "object"),
+        (["\udce9", "a"], "object"),
+        ([[1, 2], [3, 4]], "object"),
+        ([np.zeros(2), np.ones(2)], "object"),
+        ([np.datetime64(0, "s"), pd.Timestamp(1)], None),
+        ([datetime(1, 1, 1, tzinfo=UTC)] * 2, None),
+        ([datetime(2026, 1, 1, tzinfo=UTC)] * 2, "datetime64[us, UTC]"),
+        ([timedelta(seconds=1)] * 2, "timedelta64[us]"),
+    ],
+    ids=repr,
+)
+def test_a_results_dtype_does_not_depend_on_how_far_the_sweep_is(
+    values: list[object], dtype: str | None
+) -> None:
+    points = {"a": [1, 2, 3]}
+    full = sweep_frame("s", points, [None] * 3, [*values, values[0]])["value"]
+    part = sweep_frame("s", points, [None] * 3, [*values, MISSING])["value"]
+    none = sweep_frame("s", points, [None] * 3, [*values, None])["value"]
+    assert full.dtype == part.dtype == none.dtype
+    if dtype is not None:
+        assert str(full.dtype) == dtype
+    assert part.isna().to_list() == none.isna().to_list() == [False, False, True]
+    for got, given in zip(full, values, strict=False):
+        assert np.all(got == given)
+
+
+def test_none_is_a_value_of_a_parameter() -> None:
+    points = {"max_depth": [None, 3], "max_features": [None, "sqrt"]}
+    frame = sweep_frame("s", points, [None] * 2, [1, 2])
+    assert frame["max_depth"].to_list() == [None, 3]
+    assert type(frame["max_depth"].iloc[1]) is int
+    assert frame["max_features"].to_list() == [None, "sqrt"]
+
+
+def test_our_column_names_work_in_query_and_itertuples() -> None:
+    frame = sweep_frame("scan", POINTS, RECORDS, [1, MISSING, MISSING])
+    assert len(frame.query("status == 'complete' and duration > '1s' and lr < 0.5")) == 1
+    first = next(frame.itertuples())
+    assert first._fields == ("Index", *frame.columns)
+
+
+def test_columns_of_differing_lengths_are_refused() -> None:
+    with pytest.raises(InvalidOption, match=r"'s' has 1 records.*\[3\]"):
+        sweep_frame("s", POINTS, [None], [1])
