@@ -169,7 +169,7 @@ class Pool(Displayed):
                     await asyncio.sleep(0.05)
 
         try:
-            asyncio.run(wait())
+            bridge.run(wait())
         except TimeoutError:
             raise QnbError(f"the workers of {self!r} {else_} (waited {limit:g} s)") from None
 

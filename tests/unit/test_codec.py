@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import pickle
@@ -257,7 +258,15 @@ def test_an_exception_comes_back_as_itself() -> None:
     note.add_note("look here")
     file = FileNotFoundError(2, "No such file", "x.csv")
     group = ExceptionGroup("two", [KeyError("k"), ZeroDivisionError()])
-    cases = [note, file, group, Custom(4, "no"), Wrapping(5), SystemExit(3), json.JSONDecodeError("m", "d", 0)]
+    cases = [
+        note,
+        file,
+        group,
+        Custom(4, "no"),
+        Wrapping(5),
+        SystemExit(3),
+        json.JSONDecodeError("m", "d", 0),
+    ]
     for error in cases:
         back = CODEC.unpack_error("job", CODEC.pack_error("job", 1, error), 1)
         assert type(back) is type(error)
@@ -449,28 +458,24 @@ def test_an_editable_install_goes_by_name_but_not_the_notebook_beside_it(
 ) -> None:
     site, project = tmp_path / "site", tmp_path / "project"
     source = project / "src" if style == "link" else project
-    (source / "mypkg").mkdir(parents=True)
-    (source / "mypkg" / "__init__.py").write_text("")
-    (source / "mypkg" / "tasks.py").write_text("def score(): return 1\n")
-    (project / "helpers_beside.py").write_text("def helper(): return 1\n")
-    info = site / "mypkg-1.dist-info"
+    package, beside = f"package_by_{style}", f"beside_{style}"
+    (source / package).mkdir(parents=True)
+    (source / package / "__init__.py").write_text("")
+    (source / package / "tasks.py").write_text("def score(): return 1\n")
+    (project / f"{beside}.py").write_text("def helper(): return 1\n")
+    info = site / f"{package}-1.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypkg\nVersion: 1\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
     editable = {"url": project.as_uri(), "dir_info": {"editable": True}}
     (info / "direct_url.json").write_text(json.dumps(editable))
     if style == "link":
-        (site / "_mypkg.pth").write_text(f"{source}\n")
+        (site / "_editable.pth").write_text(f"# a comment\nimport sys\n{source}\n")
     monkeypatch.setattr(origins.site, "getsitepackages", lambda: [str(site)])
     monkeypatch.setattr(sys, "path", [*sys.path, str(site), str(source), str(project)])
-    from mypkg.tasks import score  # type: ignore[import-not-found]
-    from helpers_beside import helper  # type: ignore[import-not-found]
-
-    for name in ("mypkg", "mypkg.tasks", "helpers_beside"):
-        monkeypatch.setitem(sys.modules, name, sys.modules[name])
-    assert CODEC.reference(score) == "mypkg.tasks:score"
+    score = importlib.import_module(f"{package}.tasks").score
+    helper = importlib.import_module(beside).helper
+    assert CODEC.reference(score) == f"{package}.tasks:score"
     assert CODEC.reference(helper) is None
-    for name in ("mypkg", "mypkg.tasks", "helpers_beside"):
-        monkeypatch.delitem(sys.modules, name)
 
 
 def test_importing_the_codec_loads_neither_numpy_nor_the_store() -> None:

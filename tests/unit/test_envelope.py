@@ -51,12 +51,12 @@ def test_what_was_sealed_comes_back(body: bytes, job: str, binding: bytes, attem
 def test_the_format_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envelope, "now_ms", lambda: 1_700_000_000_000)
     data = _seal(b"body", binding=b"bound", attempt=2)
-    header = bytes.fromhex("94" "cf0000018bcfe56800" "04" "c405626f756e64" "02")
+    header = bytes.fromhex("94cf0000018bcfe5680004c405626f756e6402")
     key = hmac.digest(bytes(range(32)), b"qnb1 call", "sha256")
-    said = b"\0\4qnb1" b"\0\4call" b"\0\1q" b"\0\3job" b"\1" + b"\0\x13" + header + b"body"
+    said = b"\0\4qnb1\0\4call\0\1q\0\3job\1" + b"\0\x13" + header + b"body"
     key_id = sha256(b"qnb1 id" + bytes(range(32))).digest()[:8]
     tag = hmac.digest(key, said, "sha256")
-    assert data == b"QNB1" b"\1" + key_id + tag + b"\0\x13" + header + b"body"
+    assert data == b"QNB1\1" + key_id + tag + b"\0\x13" + header + b"body"
     assert data[5:45].hex() == (
         "c4685546b9cf3ca07e6ddb687bfedc2f8d5466213e959acdcbd314ba8ab058fee11bb718bf9bb902"
     )
