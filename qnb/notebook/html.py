@@ -370,11 +370,13 @@ def _png(cells: bytes) -> bytes:
     columns = max(_WIDTH // side, -(-len(cells) // 400))
     ground = len(CELLS)
     empty = bytes([ground])
+    squares = [bytes([code]) * (side - gap) + empty * gap for code in range(len(CELLS))]
     lines = []
     for first in range(0, len(cells), columns):
         row = cells[first : first + columns]
-        line = b"".join(bytes([cell]) * (side - gap) + empty * gap for cell in row)
-        line = b"\0" + line.ljust(columns * side, empty)
+        if side > 1:
+            row = b"".join(squares[cell] for cell in row)
+        line = b"\0" + row.ljust(columns * side, empty)
         lines += [line] * (side - gap)
         lines += [b"\0" + empty * (columns * side)] * gap
     palette = b"".join(bytes.fromhex(TONES[word][1:]) for word in CELLS) + b"\0\0\0"

@@ -138,6 +138,8 @@ class Worker:
                     return
             except BrokerError as error:
                 log.warning("%s", error)
+                if self._linger is not None and loop.time() - idle_since >= self._linger:
+                    raise  # nobody has needed this worker, and its server is gone
                 await asyncio.sleep(backoff(failures))
                 failures += 1
         with contextlib.suppress(BrokerError):  # else they are recovered when the lease is over

@@ -243,6 +243,9 @@ class NotebookPage:
         saved = json.loads((self.server.notebooks / path).read_text())
         return [cell["outputs"] for cell in saved["cells"]]
 
+    def restart_kernel(self) -> None:
+        self.page.evaluate(f"async () => {{ await {_PANEL}.sessionContext.restartKernel(); }}")
+
     def shutdown_kernel(self) -> None:
         self.page.evaluate(f"async () => {{ await {_PANEL}.sessionContext.shutdown(); }}")
 

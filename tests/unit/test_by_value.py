@@ -192,10 +192,7 @@ def test_a_result_comes_home_as_the_class_it_was_sent_as(tmp_path: Path) -> None
     _write(home, files)
     with (home / "script.py").open("a") as script:
         script.write(
-            "import subprocess, sys\n"
-            f"subprocess.run([sys.executable, '-c', {RUN!r}, '.'], check=True, cwd={str(home)!r})\n"
-            if False
-            else f"import os, subprocess, sys\nos.mkdir('away')\n"
+            "import os, subprocess, sys\nos.mkdir('away')\n"
             f"subprocess.run([sys.executable, '-c', {RUN!r}, {str(home)!r}], check=True,"
             " cwd='away', stdout=subprocess.DEVNULL)\n"
             "import helpers\nmethod = Out.get\nhelpers.K = 5\n"

