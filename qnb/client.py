@@ -14,7 +14,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet, finalize
 
 from qnb.batching import Batcher
 from qnb.errors import (
@@ -92,7 +92,8 @@ class _LoopLink:
         self._listener: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._subscribed = asyncio.Event()
-        self.keeper: AsyncGenerator[None, None] | None = None
+        self.keeper: AsyncGenerator[None, None]  # closes this link, at the loop's end at the latest
+        self.abandoned: finalize[Any, Any]
 
     async def _send(self, calls: list[Call]) -> list[bool]:
         now = asyncio.get_running_loop().time()
@@ -217,7 +218,14 @@ async def _closed_with_loop(link: _LoopLink) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
+        link.abandoned.detach()
         await link.close()
+
+
+def _abandon(link: _LoopLink, loop: asyncio.AbstractEventLoop) -> None:
+    """Close the link of a client that nobody holds any more, on its own loop."""
+    if loop.is_running():
+        loop.call_soon_threadsafe(lambda: loop.create_task(link.keeper.aclose()))
 
 
 def server_url(url: str | None) -> str:
@@ -243,6 +251,7 @@ class Client:
         self._url = url
         self._codec: Codec | None = None
         self._name = secrets.token_hex(8)
+        self._closed: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopLink] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -274,20 +283,24 @@ class Client:
         loop = asyncio.get_running_loop()
         link = self._links.get(loop)
         if link is None:
+            if loop in self._closed:
+                raise BrokerError(f"the app of queue {self.options.queue_name!r} has been closed")
             url = await loop.run_in_executor(None, server_url, self._url)
             link = self._links.get(loop)  # another task may have been quicker
             if link is None:
                 link = self._links[loop] = _LoopLink(url, self.options, self._name)
+                link.abandoned = finalize(self, _abandon, link, loop)
                 link.keeper = _closed_with_loop(link)
                 await anext(link.keeper)
         await link.store.open()
         return link
 
     async def close(self) -> None:
-        """Close the running loop's link. Jobs go on."""
+        """Close the running loop's link, for good. Jobs go on."""
+        self._closed.add(asyncio.get_running_loop())
         link = self._links.pop(asyncio.get_running_loop(), None)
         if link is not None:
-            await link.close()
+            await link.keeper.aclose()
 
     # -- sending -------------------------------------------------------------------------------
 

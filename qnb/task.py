@@ -87,8 +87,7 @@ class Task(Generic[P, R]):
     def map(self, *iterables: Iterable[Any]) -> Sweep[R]:
         """One job per position, as the builtin ``map``; the iterables must be equally long."""
         names = self._positional(len(iterables))
-        design = designs.zipped(**dict(zip(names, iterables, strict=True)))
-        return self._sweep(design, by_position=True)
+        return self._sweep(designs.zipped(*iterables).named(*names))
 
     def grid(self, **axes: Any) -> Sweep[R]:
         """One job per combination of the axes' values, the last axis fastest.
@@ -97,22 +96,20 @@ class Task(Generic[P, R]):
         """
         return self._sweep(designs.grid(**axes))
 
-    def _sweep(self, design: designs.Design, *, by_position: bool = False) -> Sweep[R]:
-        def arguments(index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            point = design[index]
-            return (tuple(point.values()), {}) if by_position else ((), dict(point))
-
+    def _sweep(self, design: designs.Design) -> Sweep[R]:
         if len(design):
-            self._fits(*arguments(0))
+            self._fits(*design.calls(0, 1)[0])
         shipped = self._shipped()
         name = self._options.name or f"{self.name}-{secrets.token_hex(3)}"
-        run = secrets.token_hex(4)
+        prefix = f"{name}-{secrets.token_hex(4)}"
 
-        def call(index: int) -> Call:
-            id_ = f"{name}-{run}.{index}"
-            return self._call(shipped, *arguments(index), id_, sweep=name, index=index)
+        def calls(start: int, stop: int) -> list[Call]:
+            return [
+                self._call(shipped, *given, f"{prefix}.{index}", sweep=name, index=index)
+                for index, given in enumerate(design.calls(start, stop), start)
+            ]
 
-        return Sweep(self._client, name, self.name, design, call)
+        return Sweep(self._client, name, prefix, self.name, design, calls)
 
     def _positional(self, count: int) -> list[str]:
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

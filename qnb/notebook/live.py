@@ -17,13 +17,10 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from qnb.clock import now_ms
 from qnb.notebook import html
-
-if TYPE_CHECKING:
-    from qnb.notebook.widgets import ViewWidget
 
 __all__ = ["LiveRenderer", "Publisher", "View", "Watched"]
 
@@ -51,8 +48,8 @@ class LiveRenderer(ABC, Generic[S]):
     """Draws one kind of thing (a :class:`qnb.display.Renderer`); one for each ``*_view.py``."""
 
     @abstractmethod
-    def widget(self) -> type[ViewWidget]:
-        """The class of the live view; imported here, so only when it is needed."""
+    def widget(self) -> type[Any]:
+        """The class of the live view, a ``ViewWidget``; imported in here: when it is needed."""
 
     @abstractmethod
     def state(self, snapshot: S) -> dict[str, Any]:

@@ -30,6 +30,7 @@ R = TypeVar("R")
 
 #: jobs that are encoded and stored at a time
 CHUNK = 500
+SLICE = 50
 
 #: seconds between two looks at jobs whose notice may have been lost, and how many are looked at
 LOOK = 1.0
@@ -62,19 +63,21 @@ class Sweep(Displayed, Sequence[Job[R]]):
     All its state is owned by qnb's I/O thread; other threads read it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made in one place, by Task
         self,
         client: Client,
         name: str,
+        prefix: str,
         fn_name: str,
         design: Design,
-        call: Callable[[int], Call],
+        calls: Callable[[int, int], list[Call]],
     ) -> None:
         self.name = name
         self.fn_name = fn_name
         self.design = design
         self._client = client
-        self._call = call
+        self._prefix = prefix  # of its jobs' ids
+        self._calls = calls
         self._cells = bytearray(len(design))
         self._left = len(design)
         self._stored = 0
@@ -85,8 +88,8 @@ class Sweep(Displayed, Sequence[Job[R]]):
         self._watchers: list[Callable[[], None]] = []
         self._news: asyncio.Event | None = None
         if self._left:
-            self._prefix = call(0).spec.task_id.rpartition(".")[0]
-            bridge.run(client.link())  # a store that cannot be used is refused here, not later
+            calls(0, 1)  # an argument that cannot be sent is refused here, not later
+            bridge.run(client.link())  # and so is a store that cannot be used
             bridge.spawn(self._live())
         else:
             self._settle()
@@ -138,11 +141,10 @@ class Sweep(Displayed, Sequence[Job[R]]):
         total = len(self)
         for start in range(0, total, CHUNK):
             stop = min(start + CHUNK, total)
-            calls = []
-            for index in range(start, stop):
-                calls.append(self._call(index))
-                if index % 50 == 49:
-                    await asyncio.sleep(0)  # let notices in
+            calls: list[Call] = []
+            for at in range(start, stop, SLICE):
+                calls += self._calls(at, min(at + SLICE, stop))
+                await asyncio.sleep(0)  # let notices in
             await self._client.enqueue(calls)
             self._stored = stop
             self._changed()
@@ -287,7 +289,13 @@ class Sweep(Displayed, Sequence[Job[R]]):
             else frames.MISSING
             for index, record in enumerate(records)
         ]
-        return frames.sweep_frame(self.name, self.design, records, values)
+        return frames.sweep_frame(
+            self.name,
+            self.design.columns(),
+            records,
+            values,
+            task_ids=[self._id(index) for index in range(len(self))],
+        )
 
     def snapshot(self) -> SweepSnapshot:
         """The last known state; no I/O."""

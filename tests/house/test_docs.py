@@ -22,7 +22,9 @@ def test_the_code_in_the_readme_runs(tmp_path: Path) -> None:
         [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-2:] == [str({"growth": rate**years}) for rate, years in ((1.05, 50), (1.03, 20))]
+    assert ran.stdout.splitlines()[-2:] == [
+        str({"growth": rate**years}) for rate, years in ((1.05, 50), (1.03, 20))
+    ]
 
 
 def test_the_readme_names_only_targets_that_make_has() -> None:

@@ -19,19 +19,49 @@ ROOT = Path(__file__).parents[2]
 QNB = ROOT / "qnb"
 
 #: a total order: a module may import only modules above it
-FLOORS = """
-    errors clock models options display registry batching
-    wire.envelope wire.origins wire.byvalue wire.blame wire.codec
-    storage.keys storage.records storage.scripts storage.guardian storage.server
-    storage.connection storage.store
-    running.context running.attempt running.slot running.executors running.worker
-    client bridge job
-    analysis.frames
-    sweeps.designs sweeps.sweep
-    pool task app
-    notebook.html notebook.live notebook.widgets notebook.job_view notebook.sweep_view
-    cli __init__ __main__
-""".split()
+FLOORS = [
+    "errors",
+    "clock",
+    "models",
+    "options",
+    "display",
+    "registry",
+    "batching",
+    "wire.envelope",
+    "wire.origins",
+    "wire.byvalue",
+    "wire.blame",
+    "wire.codec",
+    "storage.keys",
+    "storage.records",
+    "storage.scripts",
+    "storage.guardian",
+    "storage.server",
+    "storage.connection",
+    "storage.store",
+    "running.context",
+    "running.attempt",
+    "running.slot",
+    "running.executors",
+    "running.worker",
+    "client",
+    "bridge",
+    "job",
+    "analysis.frames",
+    "sweeps.designs",
+    "sweeps.sweep",
+    "pool",
+    "task",
+    "app",
+    "notebook.html",
+    "notebook.widgets",
+    "notebook.live",
+    "notebook.job_view",
+    "notebook.sweep_view",
+    "cli",
+    "__init__",
+    "__main__",
+]
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
@@ -90,7 +120,9 @@ def test_no_file_and_no_function_has_become_a_concept_waiting_to_be_named() -> N
 
 def test_importing_qnb_loads_nothing_heavy() -> None:
     code = "import sys, qnb; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     heavy = {"redis", "pandas", "numpy", "ipywidgets", "anywidget", "IPython", "matplotlib"}
     assert not heavy & set(loaded.stdout.split())
 

@@ -25,9 +25,7 @@ def pool(app: qnb.App) -> Iterator[qnb.Pool]:
         yield pool
 
 
-def test_functions_run_on_workers_that_have_never_seen_them(
-    app: qnb.App, pool: qnb.Pool
-) -> None:
+def test_functions_run_on_workers_that_have_never_seen_them(app: qnb.App, pool: qnb.Pool) -> None:
     factor = 10
 
     def helper(x: int) -> int:
@@ -49,7 +47,7 @@ def test_functions_run_on_workers_that_have_never_seen_them(
     assert (point.x, pid != os.getpid()) == (20, True)
     assert later.submit(3).get(timeout=10) == 30
 
-    def helper(x: int) -> int:  # type: ignore[no-redef]  # a cell run again
+    def helper(x: int) -> int:  # noqa: F811 - a cell run again
         return -x
 
     @app.task
@@ -75,7 +73,7 @@ def test_a_worker_that_dies_with_its_job_is_replaced_and_the_job_repeated(
 
     @app.task
     def fragile(path: str, lives: int) -> int:
-        with open(path, "a") as file:
+        with Path(path).open("a") as file:
             file.write("start\n")
         count = len(Path(path).read_text().splitlines())
         if count <= lives:
@@ -132,7 +130,7 @@ def test_a_lease_that_ends_gives_the_job_to_another_worker_and_fences_the_first(
 
     @app.task
     def work(path: str) -> int:
-        with open(path, "a") as file:
+        with Path(path).open("a") as file:
             file.write(f"{os.getppid()}\n")
         runs = len(Path(path).read_text().splitlines())
         if runs == 1:
@@ -159,15 +157,9 @@ def test_a_lease_that_ends_gives_the_job_to_another_worker_and_fences_the_first(
     app.close()
 
 
-@pytest.mark.parametrize(
-    ("returns", "error"),
-    [
-        ("threading.Lock()", qnb.ResultError),
-        ("(x for x in 'ab')", qnb.ResultError),
-    ],
-)
+@pytest.mark.parametrize("returns", ["threading.Lock()", "(x for x in 'ab')"])
 def test_a_result_that_cannot_be_sent_fails_at_once_naming_its_type(
-    app: qnb.App, pool: qnb.Pool, returns: str, error: type[Exception]
+    app: qnb.App, pool: qnb.Pool, returns: str
 ) -> None:
     @app.task
     def odd(code: str) -> object:
@@ -176,7 +168,7 @@ def test_a_result_that_cannot_be_sent_fails_at_once_naming_its_type(
         return eval(code, {"threading": threading})  # noqa: S307 - the test's own text
 
     begun = time.monotonic()
-    with pytest.raises(error, match=r"cannot be sent back.*of type"):
+    with pytest.raises(qnb.ResultError, match=r"cannot be sent back.*of type"):
         odd.submit(returns).get(timeout=10)
     assert time.monotonic() - begun < 2
     assert odd.submit("1").get(timeout=10) == 1
@@ -228,9 +220,7 @@ def test_qnb_worker_serves_an_app_by_name_and_leaves_when_drained(
     app.close()
 
 
-def test_a_worker_process_loads_neither_pandas_nor_widgets(
-    app: qnb.App, pool: qnb.Pool
-) -> None:
+def test_a_worker_process_loads_neither_pandas_nor_widgets(app: qnb.App, pool: qnb.Pool) -> None:
     @app.task
     def loaded() -> list[str]:
         import sys

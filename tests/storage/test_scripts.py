@@ -23,7 +23,10 @@ def spec(lane: str = "default", task_id: str | None = None, nonce: str = "") -> 
 
 
 def on_store(
-    url: str, queue: str, body: Callable[[Store], Awaitable[None]], lanes: tuple[str, ...] = ("default",)
+    url: str,
+    queue: str,
+    body: Callable[[Store], Awaitable[None]],
+    lanes: tuple[str, ...] = ("default",),
 ) -> None:
     async def main() -> None:
         store = Store(url, AppOptions(queue_name=queue, priorities=lanes))
@@ -63,7 +66,9 @@ def test_a_finished_id_runs_afresh_but_not_for_a_repeated_send(any_url: str, que
         await store.enqueue([(first, b"")])
         [claimed] = await store.claim("w~100", 1, 0)
         assert await store.finish([_end(claimed)]) == [True]
-        assert await store.enqueue([(first, b"")]) == [False]  # its reply was lost; it is sent again
+        assert await store.enqueue([(first, b"")]) == [
+            False
+        ]  # its reply was lost; it is sent again
         assert await state(store, first) == "complete"
         assert await store.enqueue([(again, b"")]) == [True]
         assert await state(store, first) == "queued"
@@ -131,18 +136,18 @@ def test_finish_is_atomic_repeatable_and_final(any_url: str, queue: str) -> None
     on_store(any_url, queue, body)
 
 
-def test_a_silent_holder_loses_the_job_and_is_fenced(any_url: str, queue: str) -> None:
+def test_a_silent_holder_loses_the_job_and_is_fenced(
+    any_url: str, queue: str, until: Callable[..., Awaitable[list[tuple[JobSpec, str, int, str]]]]
+) -> None:
     async def body(store: Store) -> None:
         job = spec()
         await store.enqueue([(job, b"call")])
         [stale] = await store.claim("old~100", 1, 0)
         assert await store.recover(job, stale.entry, 60_000, LOST) == 0  # its lease still runs
-        while not (overdue := await store.overdue(100)):
-            await asyncio.sleep(0.01)
+        await until(lambda: store.overdue(100), "its lease is over")
         assert await store.renew("old~100", [stale]) == {stale.entry}
         assert await store.recover(job, stale.entry, 100, LOST) == 0  # renewed just in time
-        while not (overdue := await store.overdue(100)):
-            await asyncio.sleep(0.01)
+        overdue = await until(lambda: store.overdue(100), "its lease is over")
         [(found, entry, lease, holder)] = overdue
         assert (found, entry, lease, holder) == (job, stale.entry, 100, "old~100")
         assert await store.recover(found, entry, lease, LOST) == 1

@@ -14,7 +14,7 @@ import qnb
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    "url, says",
     [
         ("http://localhost:6379", "rediss://host:port/db"),
         ("redis://", "names no host"),
@@ -72,7 +72,7 @@ def test_a_server_that_would_lose_jobs_is_refused(bare_server: str) -> None:
         qnb.App(bare_server, "q").start_workers(1)
     with redis.Redis.from_url(bare_server) as link:
         link.config_set("maxmemory-policy", "allkeys-lru")
-    with pytest.raises(qnb.UnsafeStore, match="maxmemory-policy 'allkeys-lru'.*noeviction"):
+    with pytest.raises(qnb.UnsafeStore, match=r"maxmemory-policy 'allkeys-lru'.*noeviction"):
         qnb.App(bare_server, "q", allow_volatile=True).start_workers(1)
 
 
@@ -109,7 +109,7 @@ def test_a_lane_that_nobody_reads_is_refused_with_the_lanes(server_url: str, que
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    "make, says",
     [
         (lambda: qnb.App(queue_name="a:b"), "letters, digits"),
         (lambda: qnb.App(priorities="high"), "a list of lane names"),

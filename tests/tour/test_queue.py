@@ -58,7 +58,7 @@ async def _seed(app: qnb.App) -> None:
     assert (failed.success, failed.value) == (False, "KeyError('no such row')")
     with pytest.raises(KeyError, match="no such row") as raised:
         await bad
-    assert 'raise KeyError(why)' in str(raised.value.__cause__)
+    assert "raise KeyError(why)" in str(raised.value.__cause__)
     assert await app.status("never heard of") == "not_found"
     assert await app.info("never heard of") is None
 
@@ -68,9 +68,7 @@ def test_a_job_can_be_asked_for_status_info_and_result(app: qnb.App) -> None:
 
 
 @pytest.mark.parametrize("kind", ["embedded", "redis"])
-def test_the_same_on_every_server(
-    kind: str, request: pytest.FixtureRequest, queue: str
-) -> None:
+def test_the_same_on_every_server(kind: str, request: pytest.FixtureRequest, queue: str) -> None:
     url = request.getfixturevalue("server_url" if kind == "embedded" else "redis_url")
     asyncio.run(_seed(qnb.App(url, queue)))
 
@@ -137,7 +135,7 @@ def test_a_wait_that_times_out_leaves_the_job_alone(app: qnb.App) -> None:
     def never(x: int) -> None: ...
 
     job = never.submit(1)
-    with pytest.raises(TimeoutError, match="has not ended within 0.05 s; it goes on"):
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.05 s; it goes on"):
         job.get(timeout=0.05)
     with pytest.raises(TimeoutError):
         asyncio.run(_result(job))
