@@ -33,7 +33,7 @@ notebooks: .venv/.have-demo ## execute every notebook into build/
 	for n in notebooks/*.ipynb; do $(BIN)/python notebooks/run.py $$n build/$$(basename $$n) || exit 1; done
 
 bench: .venv/.have-dev ## print the benchmarks' tables
-	for b in tests/bench/*.py; do $(BIN)/python $$b || exit 1; done
+	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
 
 clean: ## remove what was built, .venv too
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -133,3 +133,46 @@ def test_every_state_in_both_themes_and_narrow(open_notebook: Open, screenshots:
     nb.page.screenshot(path=screenshots / "views-narrow.png")
     nb.page.set_viewport_size({"width": 1280, "height": 1000})
     assert nb.errors() == []
+
+
+def test_a_real_sweep_on_real_workers_is_live_and_stays(
+    open_notebook: Open, screenshots: Path, queue: str
+) -> None:
+    """The whole way: a cell, the embedded server, worker processes, the view, the saved file."""
+    from playwright.sync_api import expect
+
+    nb = open_notebook(
+        f"import time, qnb\napp = qnb.App(queue_name={queue!r})\n"
+        "@app.task\ndef simulate(x):\n    time.sleep(0.15)\n"
+        "    if x == 13: raise ValueError(f'no luck with {x}')\n    return {'y': x * x}\n"
+        "pool = app.start_workers(2, linger=30)\npool.slots",
+        "sweep = simulate.map(range(60)); sweep",
+        "time.sleep(2)",
+        "sweep.wait(); job = simulate.submit(13); job.wait(); job",
+        "sweep.frame()[['x', 'y', 'success', 'error']].iloc[12:15]",
+        "pool.stop()",
+    )
+    nb.run(0)
+    nb.run(1)
+    view = nb.output(1)
+    expect(view.get_by_role("progressbar")).to_be_visible()
+    nb.run(2, wait=False)
+    nb.page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+        " === 'busy'"
+    )
+    seen = _finished(view)
+    nb.page.wait_for_function("before => document.querySelector('.qnb-bar')"
+                              ".getAttribute('aria-valuenow') > before", arg=seen)  # fmt: skip
+    assert nb.busy, "the blocking cell was over before the view moved"
+    for cell in (3, 4):
+        nb.run(cell)
+    expect(view).to_contain_text("60 of 60 finished")
+    expect(view).to_contain_text("ValueError('no luck with 13')")
+    expect(nb.output(3)).to_contain_text("ValueError: no luck with 13")
+    for theme in ("dark", "light"):
+        nb.set_theme(theme)
+        nb.page.screenshot(path=screenshots / f"real-{theme}.png")
+    nb.run(5)
+    assert nb.errors() == []
+    assert nb.offsite == []
