@@ -159,3 +159,9 @@ def app(server_url: str, queue: str) -> Iterator[Any]:
     yield app
     with contextlib.suppress(qnb.QnbError):
         app.close()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests run last: their driver keeps an event loop running in this thread."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)

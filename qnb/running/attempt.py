@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import resource
@@ -109,6 +110,11 @@ class Runner:
             if inspect.isawaitable(value):
                 value = await value
             return self._done(attempt, start, before, value)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the worker stops it; otherwise the body raised it by itself
+            return self._failed(attempt, start, error)
         except Exception as error:  # noqa: BLE001 - whatever a task raises is its outcome
             return self._failed(attempt, start, error)
         finally:
