@@ -31,7 +31,8 @@ def loop() -> asyncio.AbstractEventLoop:
     """The I/O thread's loop, started when first asked for (anew in a forked child)."""
     global _loop, _thread, _pid
     with _lock:
-        if _loop is None or _pid != os.getpid():
+        alive = _thread is not None and _thread.is_alive()
+        if _loop is None or not alive or _pid != os.getpid():
             fresh = asyncio.new_event_loop()
             ready = threading.Event()
             fresh.call_soon(ready.set)

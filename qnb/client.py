@@ -404,7 +404,7 @@ class Client:
             else None
         )
 
-    def error_of(self, task_id: str, record: JobRecord) -> BaseException:
+    def error_of(self, task_id: str, record: JobRecord) -> Exception:
         """What a failed job raised, rebuilt; :class:`RemoteError` where that cannot be."""
         outcome = record.outcome
         if outcome is None or outcome.failure is None:
@@ -413,7 +413,9 @@ class Client:
         if ended_as is not None:
             return ended_as(outcome.failure.message)
         error = self.codec.unpack_error(task_id, outcome.result) if outcome.result else None
-        return error or RemoteError(
+        if isinstance(error, Exception):  # a SystemExit would end the loop it is raised on
+            return error
+        return RemoteError(
             f"job {task_id!r} of task {record.fn_name!r} raised {outcome.failure.text}, an "
             "exception that cannot be rebuilt here"
         )

@@ -58,7 +58,13 @@ def failure_of(error: BaseException) -> Failure:
         message = str(error)
     except Exception:  # noqa: BLE001 - likewise
         message = ""
-    return Failure(type(error).__name__, message, text, "".join(lines if frames else lines[1:]))
+    trace = "".join(lines if frames else lines[1:])
+    return Failure(*map(_sendable, (type(error).__name__, message, text, trace)))
+
+
+def _sendable(text: str) -> str:
+    """``text`` with what UTF-8 cannot carry (lone surrogates) escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Runner:
@@ -92,9 +98,7 @@ class Runner:
         try:
             fn, args, kwargs = self._decode(attempt)
             return self._done(attempt, start, before, fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - whatever a task raises is its outcome
-            return self._failed(attempt, start, error)
-        except SystemExit as error:
+        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
             return self._failed(attempt, start, error)
         finally:
             current.reset(token)
@@ -115,7 +119,7 @@ class Runner:
             if task is not None and task.cancelling():
                 raise  # the worker stops it; otherwise the body raised it by itself
             return self._failed(attempt, start, error)
-        except Exception as error:  # noqa: BLE001 - whatever a task raises is its outcome
+        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
             return self._failed(attempt, start, error)
         finally:
             current.reset(token)

@@ -124,7 +124,17 @@ class _Slot:
         if attempt.code is not None:
             self.functions.add(attempt.spec.function)
         await self._writer.drain()
-        return outcome_of(await self._answer())
+        answer = asyncio.ensure_future(self._answer())
+        death = asyncio.ensure_future(self.process.wait())
+        try:
+            # A process that the body forked may keep the socket open when the child is gone.
+            await asyncio.wait((answer, death), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise EOFError
+            return outcome_of(attempt, answer.result())
+        finally:
+            answer.cancel()
+            death.cancel()
 
     async def end(self) -> str:
         """Kill the child and all it started; how it ended."""
@@ -199,7 +209,7 @@ class ProcessExecutor:
                 attempt = Attempt(attempt.spec, attempt.number, attempt.tries, attempt.call)
             outcome = await slot.run(attempt, self._clock.now_ms())
             whole = True
-        except (asyncio.IncompleteReadError, OSError):
+        except (EOFError, OSError, ValueError, TypeError):
             raise SlotDied(await slot.end()) from None
         finally:
             if whole:

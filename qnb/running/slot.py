@@ -55,14 +55,17 @@ def run_frame(attempt: Attempt, server_ms: int) -> bytes:
     return frame([server_ms, spec, attempt.number, attempt.tries, attempt.call, attempt.code])
 
 
-def from_frame(outcome: Outcome) -> bytes:
+def from_frame(attempt: Attempt, outcome: Outcome) -> bytes:
     """What the child answers."""
-    return frame(dataclasses.astuple(outcome))
+    return frame([attempt.spec.task_id, attempt.number, *dataclasses.astuple(outcome)])
 
 
-def outcome_of(data: bytes) -> Outcome:
-    """What the supervisor reads of that answer."""
-    ending, tries, start, finish, result, failure, *rest = msgpack.unpackb(data)
+def outcome_of(attempt: Attempt, data: bytes) -> Outcome:
+    """What the supervisor reads of it; ``ValueError`` if it does not answer ``attempt``."""
+    task_id, number, *answer = msgpack.unpackb(data)
+    if (task_id, number) != (attempt.spec.task_id, attempt.number):
+        raise ValueError("the answer is to another attempt")
+    ending, tries, start, finish, result, failure, *rest = answer
     return Outcome(
         Ending(ending), tries, start, finish, result, Failure(*failure) if failure else None, *rest
     )
@@ -116,6 +119,7 @@ def main(fd: int, parent: int) -> None:
     clock = ServerClock()
     runner = Runner(codec, _registry(config.app), clock, shipped_first=True)
     link.sendall(frame("ready"))
+    this = os.getpid()
     with asyncio.Runner() as loop:
         while (data := _read(link)) is not None:
             server_ms, spec, number, tries, call, code = msgpack.unpackb(data)
@@ -125,7 +129,9 @@ def main(fd: int, parent: int) -> None:
                 outcome = loop.run(runner.run_async(attempt))
             else:
                 outcome = runner.run(attempt)
-            link.sendall(from_frame(outcome))
+            if os.getpid() != this:  # the body forked, and this is its copy
+                os._exit(0)
+            link.sendall(from_frame(attempt, outcome))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import random
 import secrets
 import socket
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any
 
 from qnb.batching import Batcher
@@ -65,6 +65,7 @@ class Worker:
         self._says = says or {}
         self._held: dict[str, Claimed] = {}
         self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._begun: set[str] = set()  # entries whose body has been started, and not reported yet
         self._code: OrderedDict[str, bytes] = OrderedDict()
         self._done = 0
         self._changed = asyncio.Event()  # a slot is free, or the worker should stop
@@ -97,9 +98,11 @@ class Worker:
                     loop.cancel()
         finally:
             await self._executor.close()
-            with contextlib.suppress(BrokerError):
+            with contextlib.suppress(BrokerError):  # else they are recovered by their leases
                 await self._marks.flush()
                 await self._ends.flush()
+                left = await self._store.unseen(self._consumer, ())
+                await self._release(left, begun=self._begun)
                 await self._store.leave(self.id, self._consumer)
 
     @property
@@ -151,6 +154,7 @@ class Worker:
     async def _reclaim(self) -> list[Claimed]:
         """After a lost connection: what was delivered on it, and never seen."""
         await self._store.join()
+        await self._heartbeat()
         return await self._store.unseen(self._consumer, self._held)
 
     async def _may_leave(self, idle: float) -> bool:
@@ -187,9 +191,12 @@ class Worker:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _release(self, jobs: list[Claimed]) -> None:
+    async def _release(self, jobs: list[Claimed], begun: Container[str] = ()) -> None:
+        """Hand jobs back; those whose body had ``begun`` lose a start by it."""
+        now = self._store.clock.now_ms()
         for claimed in jobs:
-            await self._store.give_back(claimed, _lost(claimed.spec, 0, ""), begun=False)
+            lost = _lost(claimed.spec, now, f"worker {self.id} was stopped")
+            await self._store.give_back(claimed, lost, begun=claimed.entry in begun)
 
     # -- running -------------------------------------------------------------------------------
 
@@ -211,6 +218,7 @@ class Worker:
             await self._code_for(claimed.spec),
         )  # fmt: skip
         start = self._store.clock.now_ms()
+        self._begun.add(claimed.entry)
         self._marks.put((claimed, start)).add_done_callback(_retrieved)
         try:
             outcome = await self._executor.run(attempt)
@@ -218,8 +226,11 @@ class Worker:
             log.warning("job %r of task %r: %s", claimed.spec.task_id, claimed.spec.fn_name, death)
             lost = _lost(claimed.spec, self._store.clock.now_ms(), str(death), start)
             await self._patiently(lambda: self._store.give_back(claimed, lost, begun=True))
+            self._begun.discard(claimed.entry)
             return
-        if not await self._ends.put(Finished(claimed, outcome)):
+        accepted = await self._ends.put(Finished(claimed, outcome))
+        self._begun.discard(claimed.entry)
+        if not accepted:
             log.warning(
                 "job %r of task %r: another worker had taken it over; attempt %d is dropped",
                 claimed.spec.task_id, claimed.spec.fn_name, claimed.attempt,
@@ -267,6 +278,7 @@ class Worker:
         for entry in held.keys() - kept:
             if task := self._attempts.get(entry):
                 log.warning("job %r was taken over; stopping it", held[entry].spec.task_id)
+                self._begun.discard(entry)
                 task.cancel()
         await self._heartbeat()
 

@@ -180,12 +180,12 @@ class Connection:
         seconds, micros = await at.time()
         self.clock.set(seconds * 1000 + micros / 1000)
 
-    async def run(self, command: Callable[[], Awaitable[T]], patience: float = PATIENCE) -> T:
+    async def run(self, command: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
         """Run ``command``; wait for a server that has gone away, and say what is wrong."""
         from redis import exceptions as refused
 
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + patience
+        deadline = loop.time() + (PATIENCE if patience is None else patience)
         attempt = 0
         while True:
             try:

@@ -119,6 +119,11 @@ class Scripts:
         reply: int = await self._run("recover", [lane, job], args)
         return reply
 
+    async def leave(self, lanes: Sequence[str], consumer: str) -> int:
+        """Forget ``consumer``, except on lanes where it still holds jobs; how many those are."""
+        reply: int = await self._run("leave", lanes, [GROUP, consumer])
+        return reply
+
     async def size(self, delayed: str, lanes: Sequence[str]) -> int:
         """How many jobs wait."""
         reply: int = await self._run("size", [delayed, *lanes], [GROUP])

@@ -380,13 +380,10 @@ class Store:
         await self._server.sync_clock()
 
     async def leave(self, worker: str, consumer: str) -> None:
-        """Take ``worker`` off the books; it holds nothing any more."""
+        """Take ``worker`` off the books; what it should still hold is recovered by others."""
+        await self._server.run(lambda: self._server.scripts.leave(self._lanes, consumer))
         await self._server.pipeline(
-            [
-                ("DEL", self.keys.worker(worker)),
-                ("ZREM", self.keys.workers, worker),
-                *(("XGROUP", "DELCONSUMER", lane, GROUP, consumer) for lane in self._lanes),
-            ]
+            [("DEL", self.keys.worker(worker)), ("ZREM", self.keys.workers, worker)]
         )
 
     async def workers(self) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from qnb import bridge
 from qnb.client import TICK, Call, Client
-from qnb.clock import seconds
+from qnb.clock import backoff, seconds
 from qnb.display import Displayed
-from qnb.errors import QnbError
+from qnb.errors import BrokerError, QnbError
 from qnb.job import Job
 from qnb.models import UNFINISHED, Ending, JobRecord, JobState, SweepSnapshot
 from qnb.storage.records import Notice
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["Sweep"]
 
 R = TypeVar("R")
+T = TypeVar("T")
+
+#: seconds for which a sweep waits for a server that does not answer
+PATIENCE = 600.0
 
 #: jobs that are encoded and stored at a time
 CHUNK = 500
@@ -81,6 +85,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         self._cells = bytearray(len(design))
         self._left = len(design)
         self._stored = 0
+        self._away = False  # does the server not answer?
         self._errors: Counter[str] = Counter()
         self._started = time.monotonic()
         self._ended_at: float | None = None
@@ -145,7 +150,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
             for at in range(start, stop, SLICE):
                 calls += self._calls(at, min(at + SLICE, stop))
                 await asyncio.sleep(0)  # let notices in
-            await self._client.enqueue(calls)
+            await self._patiently(lambda calls=calls: self._client.enqueue(calls))  # type: ignore[misc]
             self._stored = stop
             self._changed()
 
@@ -165,10 +170,27 @@ class Sweep(Displayed, Sequence[Job[R]]):
             await asyncio.wait(pending, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
             if time.monotonic() - looked >= LOOK:
-                at = await self._look(at)
+                at = await self._patiently(lambda at=at: self._look(at))  # type: ignore[misc]
                 looked = time.monotonic()
             self._changed()
         self._settle()
+
+    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
+        """``act``, and again while the server is away, for up to ``PATIENCE`` seconds."""
+        deadline, attempt = time.monotonic() + PATIENCE, 0
+        while True:
+            try:
+                done = await act()
+            except BrokerError as error:
+                if type(error) is not BrokerError or time.monotonic() > deadline:
+                    raise
+                self._away = True
+                self._changed()
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
+            else:
+                self._away = False
+                return done
 
     async def _look(self, at: int) -> int:
         """Read the state of some jobs whose end may have been missed; where to go on next time."""
@@ -305,7 +327,9 @@ class Sweep(Displayed, Sequence[Job[R]]):
         finished = total - self._left
         eta = elapsed / finished * self._left if finished and self._left else None
         note = ""
-        if self._stored < total and self._ended_at is None:
+        if self._away and self._ended_at is None:
+            note = "reconnecting"
+        elif self._stored < total and self._ended_at is None:
             note = f"stored {self._stored:,} of {total:,}"
         elif self._ended.done() and (error := self._ended.exception()):
             note = str(error)
