@@ -66,6 +66,7 @@ class Worker:
         self._held: dict[str, Claimed] = {}
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._begun: set[str] = set()  # entries whose body has been started, and not reported yet
+        self._running: set[str] = set()  # entries whose body runs
         self._code: OrderedDict[str, bytes] = OrderedDict()
         self._done = 0
         self._changed = asyncio.Event()  # a slot is free, or the worker should stop
@@ -219,6 +220,7 @@ class Worker:
         )  # fmt: skip
         start = self._store.clock.now_ms()
         self._begun.add(claimed.entry)
+        self._running.add(claimed.entry)
         self._marks.put((claimed, start)).add_done_callback(_retrieved)
         try:
             outcome = await self._executor.run(attempt)
@@ -228,6 +230,8 @@ class Worker:
             await self._patiently(lambda: self._store.give_back(claimed, lost, begun=True))
             self._begun.discard(claimed.entry)
             return
+        finally:
+            self._running.discard(claimed.entry)
         accepted = await self._ends.put(Finished(claimed, outcome))
         self._begun.discard(claimed.entry)
         if not accepted:
@@ -260,7 +264,8 @@ class Worker:
                 attempt += 1
 
     async def _send_marks(self, marks: list[tuple[Claimed, int]]) -> list[None]:
-        still = [mark for mark in marks if mark[0].entry in self._held]
+        # A body that is over already needs no mark: its end says all.
+        still = [mark for mark in marks if mark[0].entry in self._running]
         if still:
             await self._store.start(self.id, still)
         return [None] * len(marks)
