@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# How long one example takes says nothing on a shared machine; every test has its own limit.
+settings.register_profile("qnb", deadline=None)
+settings.load_profile("qnb")
 
 # Before anything of qnb is imported: no test may see the user's own server, keys or logs.
 _HOME = Path(tempfile.mkdtemp(prefix="qnb-test-"))
