@@ -13,7 +13,10 @@ from datetime import timedelta
 
 from qnb.errors import InvalidOption
 
-__all__ = ["ServerClock", "backoff", "now_ms", "seconds"]
+__all__ = ["ServerClock", "backoff", "jittered", "now_ms", "seconds"]
+
+#: of our own: qnb's threads must not draw from the numbers that a user has seeded
+_random = random.Random()  # noqa: S311 - jitter, not a secret
 
 
 def now_ms() -> int:
@@ -58,4 +61,9 @@ def seconds(timeout: float | timedelta | None, name: str = "timeout") -> float |
 def backoff(attempt: int, *, first: float = 0.05, most: float = 2.0) -> float:
     """Seconds to wait before attempt number ``attempt`` (from 0) to reconnect; with jitter."""
     ceiling = min(most, first * 2 ** min(attempt, 16))
-    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret
+    return _random.uniform(ceiling / 2, ceiling)
+
+
+def jittered(interval: float) -> float:
+    """``interval`` or up to a fifth less, so that many workers do not act as one."""
+    return _random.uniform(0.8 * interval, interval)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import secrets
 import socket
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from collections.abc import Awaitable, Callable, Container
 from typing import Any
 
 from qnb.batching import Batcher
-from qnb.clock import backoff
+from qnb.clock import backoff, jittered
 from qnb.errors import BrokerError
 from qnb.models import Ending, Failure, JobSpec, Outcome
 from qnb.options import AppOptions
@@ -112,7 +111,7 @@ class Worker:
 
     async def _every(self, seconds: float, act: Callable[[], Awaitable[object]]) -> None:
         while True:
-            await asyncio.sleep(seconds * random.uniform(0.8, 1.0))  # noqa: S311 - jitter
+            await asyncio.sleep(jittered(seconds))
             try:
                 await act()
             except BrokerError as error:
