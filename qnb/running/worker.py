@@ -24,7 +24,7 @@ from qnb.models import Ending, Failure, JobSpec, Outcome
 from qnb.options import AppOptions
 from qnb.running.attempt import Attempt
 from qnb.running.executors import Executor, SlotDied
-from qnb.storage.records import Claimed, Finished
+from qnb.storage.records import MAX_LOST_STARTS, Claimed, Finished
 from qnb.storage.store import Store
 
 __all__ = ["Worker"]
@@ -311,10 +311,13 @@ class Worker:
 
 def _lost(spec: JobSpec, now: int, reason: str, start: int | None = None) -> Outcome:
     """How a job ends that has lost its worker too often."""
-    message = f"job {spec.task_id!r} of task {spec.fn_name!r} lost its worker 3 times: {reason}"
+    message = (
+        f"job {spec.task_id!r} of task {spec.fn_name!r} lost its worker {MAX_LOST_STARTS} times: "
+        f"{reason}"
+    )
     return Outcome(
         ending=Ending.CRASHED,
-        tries=3,
+        tries=MAX_LOST_STARTS,
         start=now if start is None else start,
         finish=now,
         failure=Failure("WorkerCrashed", message, f"WorkerCrashed({message!r})"),

@@ -12,6 +12,7 @@ from qnb.models import Ending, Failure, JobRecord, JobSpec, JobState, Outcome
 
 __all__ = [
     "FIELDS",
+    "MAX_LOST_STARTS",
     "Claimed",
     "Finished",
     "Notice",
@@ -24,6 +25,9 @@ __all__ = [
     "unpack_record",
     "unpack_spec",
 ]
+
+#: a job that has lost its worker this often is ended
+MAX_LOST_STARTS = 3
 
 #: a result up to this size travels inside its notice
 NOTICE_RESULT = 32 * 1024

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from qnb.storage.keys import GROUP
+from qnb.storage.records import MAX_LOST_STARTS
 
 __all__ = ["INLINE", "Scripts"]
 
@@ -24,9 +25,6 @@ INLINE = 16 * 1024
 
 #: an unfinished job's record lives this long
 UNFINISHED_TTL_MS = 30 * 24 * 3600 * 1000
-
-#: a job that has lost its worker this often is ended
-MAX_LOST_STARTS = 3
 
 Bytes = bytes | bytearray | memoryview
 

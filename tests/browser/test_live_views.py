@@ -25,6 +25,21 @@ def _finished(output: Locator) -> int:
     return int(output.get_by_role("progressbar").get_attribute("aria-valuenow") or 0)
 
 
+def _assert_moves(nb: NotebookPage, view: Locator) -> None:
+    nb.page.wait_for_function("before => document.querySelector('.qnb-bar')"
+                              ".getAttribute('aria-valuenow') > before",
+                              arg=_finished(view))  # fmt: skip
+
+
+def _assert_moves_while_blocked(nb: NotebookPage, view: Locator) -> None:
+    nb.page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+        " === 'busy'"
+    )
+    _assert_moves(nb, view)
+    assert nb.busy, "the blocking cell was over before the view moved"
+
+
 def test_a_view_lives_on_after_its_cell_and_while_another_blocks(open_notebook: Open) -> None:
     from playwright.sync_api import expect
 
@@ -32,19 +47,10 @@ def test_a_view_lives_on_after_its_cell_and_while_another_blocks(open_notebook: 
     nb.run(0)
     view = nb.output(0)
     expect(view.get_by_role("group", name="sweep scan")).to_be_visible()
-    seen = _finished(view)
     expect(view.locator(CARD)).to_be_hidden()
-    nb.page.wait_for_function("before => document.querySelector('.qnb-bar')"
-                              ".getAttribute('aria-valuenow') > before", arg=seen)  # fmt: skip
+    _assert_moves(nb, view)
     nb.run(1, wait=False)
-    nb.page.wait_for_function(
-        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
-        " === 'busy'"
-    )
-    seen = _finished(view)
-    nb.page.wait_for_function("before => document.querySelector('.qnb-bar')"
-                              ".getAttribute('aria-valuenow') > before", arg=seen)  # fmt: skip
-    assert nb.busy, "the blocking cell was over before the view moved"
+    _assert_moves_while_blocked(nb, view)
     expect(view.locator("progress")).to_be_visible(timeout=15_000)
     expect(view).to_contain_text("100,000 of 100,000 finished")
     assert nb.errors() == []
@@ -157,14 +163,7 @@ def test_a_real_sweep_on_real_workers_is_live_and_stays(
     view = nb.output(1)
     expect(view.get_by_role("progressbar")).to_be_visible()
     nb.run(2, wait=False)
-    nb.page.wait_for_function(
-        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
-        " === 'busy'"
-    )
-    seen = _finished(view)
-    nb.page.wait_for_function("before => document.querySelector('.qnb-bar')"
-                              ".getAttribute('aria-valuenow') > before", arg=seen)  # fmt: skip
-    assert nb.busy, "the blocking cell was over before the view moved"
+    _assert_moves_while_blocked(nb, view)
     for cell in (3, 4):
         nb.run(cell)
     expect(view).to_contain_text("60 of 60 finished")
