@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab check lint types test format notebooks bench clean
+.PHONY: help install demo lab check lint types test format notebooks bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ notebooks: .venv/.have-demo ## execute every notebook into build/
 
 bench: .venv/.have-dev ## print the benchmarks' tables
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
+
+docs: .venv/.have-dev ## write docs/reference.md from the code
+	$(BIN)/python docs/reference.py
 
 clean: ## remove what was built, .venv too
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

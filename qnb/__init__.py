@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ArgumentError,
         BrokerError,
         EncodingError,
+        EnvironmentMismatch,
         InvalidName,
         InvalidOption,
         JobAborted,
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
         JobExpired,
         JobLost,
         KeyFileError,
+        MemoryLimitExceeded,
         NameTaken,
         PayloadTooLarge,
         QnbError,
         RemoteError,
         ResultError,
+        Retry,
         ServerError,
         SignatureError,
         StoreFull,
@@ -43,24 +46,28 @@ if TYPE_CHECKING:
         WorkerCrashed,
     )
     from qnb.job import Job
-    from qnb.models import JobState, TaskInfo, TaskResult
+    from qnb.models import ErrorContext, JobState, TaskContext, TaskInfo, TaskResult
     from qnb.pool import Pool
-    from qnb.running.context import TaskContext, current_task
+    from qnb.running.context import current_task
+    from qnb.running.progress import progress, report
     from qnb.sweeps.sweep import Sweep
     from qnb.task import Task
 
 #: public name → where it is defined; loaded when first used
 _HOMES = {
     "App": "qnb.app",
+    "ErrorContext": "qnb.models",
     "Job": "qnb.job",
     "JobState": "qnb.models",
     "Pool": "qnb.pool",
     "Sweep": "qnb.sweeps.sweep",
     "Task": "qnb.task",
-    "TaskContext": "qnb.running.context",
+    "TaskContext": "qnb.models",
     "TaskInfo": "qnb.models",
     "TaskResult": "qnb.models",
     "current_task": "qnb.running.context",
+    "progress": "qnb.running.progress",
+    "report": "qnb.running.progress",
 }
 
 __all__ = [
@@ -68,6 +75,8 @@ __all__ = [
     "ArgumentError",
     "BrokerError",
     "EncodingError",
+    "EnvironmentMismatch",
+    "ErrorContext",
     "InvalidName",
     "InvalidOption",
     "Job",
@@ -77,12 +86,14 @@ __all__ = [
     "JobLost",
     "JobState",
     "KeyFileError",
+    "MemoryLimitExceeded",
     "NameTaken",
     "PayloadTooLarge",
     "Pool",
     "QnbError",
     "RemoteError",
     "ResultError",
+    "Retry",
     "ServerError",
     "SignatureError",
     "StoreFull",
@@ -96,6 +107,8 @@ __all__ = [
     "UnsafeStore",
     "WorkerCrashed",
     "current_task",
+    "progress",
+    "report",
 ]
 
 display.register("Job", "qnb.notebook.job_view:renderer")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from qnb import bridge
@@ -13,10 +15,11 @@ from qnb.clock import seconds
 from qnb.display import Displayed
 from qnb.errors import InvalidOption, QnbError
 from qnb.job import Job
-from qnb.models import JobRecord, JobState, TaskInfo, TaskResult
-from qnb.options import AppOptions, TaskOptions
+from qnb.models import ErrorContext, JobRecord, JobState, TaskInfo, TaskResult
+from qnb.options import AppOptions, TaskOptions, check_task_id
 from qnb.pool import Pool
-from qnb.registry import Registry
+from qnb.reading import call_of, value_of
+from qnb.registry import Cron, Registry, State, check_task_name, serving
 from qnb.storage.connection import masked
 from qnb.task import PreparedCall, Task
 
@@ -28,6 +31,8 @@ __all__ = ["App"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Hook = TypeVar("Hook", bound=Callable[[ErrorContext], Any])
+Setup = TypeVar("Setup", bound=Callable[[], AsyncIterator[Any]])
 
 
 class App(Displayed):
@@ -42,7 +47,7 @@ class App(Displayed):
     'urgent'
     """
 
-    #: end :meth:`run` when nothing waits any more
+    #: end :meth:`run` when the lanes are empty; delayed jobs stay for another worker
     burst: bool = False
 
     def __init__(
@@ -61,6 +66,7 @@ class App(Displayed):
         self._client = Client(redis_url, settings)
         self._worker: Worker | None = None
         self._worker_loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self._client,)
@@ -87,6 +93,16 @@ class App(Displayed):
         return sorted(self.registry)
 
     @property
+    def crons(self) -> list[str]:
+        """The names of the tasks that run by themselves."""
+        return sorted(self.registry.crons)
+
+    @property
+    def state(self) -> State:
+        """What :meth:`lifespan` has set up where this runs."""
+        return self.registry.state
+
+    @property
     def worker_id(self) -> str | None:
         """The id of the worker that :meth:`run` is, while it runs."""
         return self._worker.id if self._worker else None
@@ -100,49 +116,145 @@ class App(Displayed):
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
-        self, fn: None = None, /, *, name: str | None = None, priority: str | None = None
+        self,
+        fn: None = None,
+        /,
+        *,
+        name: str | None = None,
+        priority: str | None = None,
+        max_retries: int = 0,
+        backoff_ms: int = 0,
+        timeout: float | timedelta | None = None,
+        max_memory: int | str | None = None,
+        isolation: Literal["loop", "thread", "process"] | None = None,
+        unique: bool = False,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Make a function a task: ``@app.task`` or ``@app.task(name=..., priority=...)``.
+        """Make a function a task: ``@app.task`` or ``@app.task(name=..., max_retries=3, ...)``.
 
         The name is the function's own by default. One that another function owns is refused; the
-        same function defined again replaces it.
+        same function defined again replaces it. The other options are those of
+        :class:`~qnb.options.TaskOptions` that are not of a single call.
         """
         name = options.pop("name", None)
-        chosen = TaskOptions().merge(**options)
-        if chosen.task_id is not None:
-            raise InvalidOption("task_id belongs to one call: task.options(task_id=...)")
-        self._client.options.lane(chosen.priority)
+        chosen = self._options_of_a_task("app.task", options)
 
         def decorate(fn: Callable[..., Any]) -> Task[..., Any]:
-            if isinstance(fn, Task):
+            if isinstance(fn, Task) and fn.fn is not None:
                 fn = fn.fn
-            if not callable(fn):
+            if not callable(fn) or isinstance(fn, Task):
                 raise InvalidOption(f"@app.task expects a function, not {fn!r}")
             called = name if name is not None else getattr(fn, "__name__", "")
-            self.registry.add(called, fn)
-            return Task(self._client, called, fn, chosen)
+            task: Task[..., Any] = Task(self._client, called, fn, chosen)
+            self.registry.add(called, fn, task.policy)
+            return task
 
         return decorate if fn is None else decorate(fn)
 
-    async def enqueue_many(self, calls: Sequence[PreparedCall[Any]]) -> list[Job[Any]]:
-        """Store calls made by ``task.prepare(...)``, in order; a round trip for each 500 or so."""
-        for call in calls:
+    def _options_of_a_task(self, where: str, options: dict[str, Any]) -> TaskOptions:
+        for word in TaskOptions.OF_A_CALL:
+            if options.get(word):
+                raise InvalidOption(
+                    f"{word}= belongs to one call and not to {where}(): task.options({word}=...)"
+                )
+        chosen = TaskOptions().merge(**options)
+        self._client.options.lane(chosen.priority)
+        return chosen
+
+    def cron(
+        self,
+        expression: str | None = None,
+        /,
+        *,
+        every: float | timedelta | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]:
+        """Make a function without arguments a task that runs by itself.
+
+        ``@app.cron("0 3 * * *")`` has five fields, in UTC; ``@app.cron(every=30)`` is a period in
+        seconds. However many workers serve the app, each occurrence runs once; what was due while
+        none did is not made up for. Workers are ``app.run()`` and ``qnb worker module:app``.
+        """
+        from qnb.running.schedule import parse
+
+        schedule = parse(expression, every)
+        if options.get("unique"):
+            raise InvalidOption("unique=True: an occurrence is unique by itself; leave it out")
+        chosen = self._options_of_a_task("app.cron", options)
+
+        def decorate(fn: Callable[P, R]) -> Task[P, R]:
+            task: Task[P, R] = self.task(name=name, **options)(fn)
+            task._fits((), {})
+            lane = self._client.options.lane(chosen.priority)
+            self.registry.crons[task.name] = Cron(task.name, schedule, lane, task.policy)
+            return task
+
+        return decorate
+
+    def lifespan(self, setup: Setup) -> Setup:
+        """Run an async generator function around a worker's life: ``@app.lifespan``.
+
+        What stands before its one ``yield`` runs before the first job, wherever tasks run: on
+        ``app.run()``'s loop, or in each child process of a worker. The items of a mapping that it
+        yields become attributes of :attr:`state`. What follows runs when the worker leaves.
+        """
+        hook: Any = setup
+        if not inspect.isasyncgenfunction(hook):
+            raise InvalidOption(
+                f"@app.lifespan expects an async function with one yield, not {setup!r}"
+            )
+        if inspect.signature(hook).parameters:
+            raise InvalidOption(f"@app.lifespan: {hook.__name__}() must take no arguments")
+        self.registry.lifespan = setup
+        return setup
+
+    def on_error(self, hook: Hook) -> Hook:
+        """Call a function, async or not, after each failed attempt: ``@app.on_error``.
+
+        It is given an :class:`~qnb.ErrorContext`, in the process in which the body ran, or in
+        another one of that worker where that was stopped. Not after an abort, nor after a
+        :class:`~qnb.Retry` that will run again. Its own errors are logged and change nothing.
+        """
+        if not callable(hook):
+            raise InvalidOption(f"@app.on_error expects a function, not {hook!r}")
+        self.registry.add_error_hook(hook)
+        return hook
+
+    def ref(self, name: str, **options: Any) -> Task[..., Any]:
+        """A task that is defined elsewhere, by its name: all of a task but the function.
+
+        Its calls are checked by the worker that knows it; one that nobody knows fails there.
+        """
+        check_task_name(name)
+        return Task(self._client, name, None, self._options_of_a_task("app.ref", options))
+
+    async def send(self, name: str, /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """Enqueue a call of a task that is defined elsewhere, by its name."""
+        return await self.ref(name).enqueue(*args, **kwargs)
+
+    async def enqueue_many(self, calls: Iterable[PreparedCall[Any]]) -> list[Job[Any]]:
+        """Store calls made by ``task.prepare(...)``, of any tasks and options, in order.
+
+        A round trip for each 500 or so. All are checked before the first is sent.
+        """
+        prepared = list(calls)
+        for call in prepared:
             if not isinstance(call, PreparedCall):
                 raise InvalidOption(
                     f"enqueue_many() expects what task.prepare(...) returns, not {call!r}"
                 )
-        await self._client.enqueue([prepared.call for prepared in calls])
+        await self._client.enqueue([one.call for one in prepared])
         return [
             Job(self._client, spec.task_id, _queued(spec.task_id, spec.fn_name, spec.lane))
-            for spec in (prepared.call.spec for prepared in calls)
+            for spec in (one.call.spec for one in prepared)
         ]
 
     # -- jobs by id ----------------------------------------------------------------------------
 
     def job(self, task_id: str) -> Job[Any]:
         """The handle of a job whose id is known."""
-        return Job(self._client, task_id)
+        return Job(self._client, check_task_id(task_id))
 
     async def result(
         self,
@@ -159,6 +271,10 @@ class App(Displayed):
     async def info(self, task_id: str) -> TaskInfo | None:
         """As :meth:`Job.info <qnb.Job.info>`."""
         return await self._client.info(task_id)
+
+    async def abort(self, task_id: str) -> bool:
+        """As :meth:`Job.abort <qnb.Job.abort>`."""
+        return await self.job(task_id).abort()
 
     async def queue_size(self) -> int:
         """How many jobs wait, in all lanes, delayed ones included."""
@@ -211,11 +327,11 @@ class App(Displayed):
         def value(record: JobRecord) -> Any:
             if record.outcome is None or not record.outcome.success:
                 return frames.MISSING
-            return self._client.value_of(record.task_id, record)
+            return value_of(self._client.codec, record.task_id, record)
 
         return frames.jobs_frame(
             records[-limit:] if limit else records,
-            self._client.call_of,
+            partial(call_of, self._client.codec),
             params=params,
             values=value if values else None,
         )
@@ -223,51 +339,62 @@ class App(Displayed):
     # -- workers -------------------------------------------------------------------------------
 
     def start_workers(
-        self, n: int | Literal["auto"] = "auto", *, linger: str | float = "10 min"
+        self,
+        n: int | Literal["auto"] = "auto",
+        *,
+        linger: str | float = "10 min",
+        max_memory: int | str | None = None,
     ) -> Pool:
         """Make sure that ``n`` local worker slots serve the queue; ``"auto"`` is one a core.
 
-        They run functions of this notebook without having seen them, go on when it dies, and
-        leave when they have been idle for ``linger``. Called again, it tops up and never doubles.
+        They run functions of this notebook without having seen them, with the :meth:`lifespan` and
+        :meth:`on_error` of now. They go on when it dies, and leave when they have been idle for
+        ``linger``. A slot whose process has grown above ``max_memory`` (bytes, or text like
+        ``"2 GB"``) is renewed between two jobs. Called again, it tops up and never doubles.
         """
-        return Pool(self._client).scale(n, linger=linger)
+        return Pool(self._client, self.registry).scale(n, linger=linger, max_memory=max_memory)
 
     def pool(self) -> Pool:
         """The workers that :meth:`start_workers` started, from this or another kernel."""
-        return Pool(self._client)
+        return Pool(self._client, self.registry)
 
     async def run(self) -> None:
         """Be a worker in this process until :meth:`stop`; with :attr:`burst`, until drained.
 
         Coroutine tasks run on this loop, plain functions in threads: they share your objects,
-        and cannot be killed.
+        and cannot be killed. ``isolation="process"`` runs a task in a child process instead.
         """
-        from qnb.running.attempt import Runner
-        from qnb.running.executors import InlineExecutor
-        from qnb.running.worker import Worker
+        from qnb.running.serve import inline_worker
         from qnb.storage.store import Store
 
-        if self._worker is not None:
+        if self._worker_loop is not None:
             raise QnbError(f"{self!r} runs already; start another App for another worker")
-        loop = asyncio.get_running_loop()
-        url = await loop.run_in_executor(None, lambda: self._client.url)
-        options = self._client.options
-        store = Store(url, options)
-        runner = Runner(self._client.codec, self.registry, store.clock, shipped_first=False)
-        executor = InlineExecutor(runner, options.concurrency)
-        self._worker = Worker(store, executor, options, burst=self.burst)
-        self._worker_loop = loop
+        self._worker_loop = loop = asyncio.get_running_loop()
+        self._stopped = False
         try:
-            await self._worker.run()
+            url = await loop.run_in_executor(None, lambda: self._client.url)
+            store = Store(url, self._client.options)
+            try:
+                self._worker = inline_worker(
+                    store, self.registry, self._client.codec, url, self.burst
+                )
+                if self._stopped:
+                    self._worker.stop()
+                await self._worker.run()
+            finally:
+                await store.close()
         finally:
             self._worker = self._worker_loop = None
-            await store.close()
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread: what runs may finish, the rest goes back."""
-        worker, loop = self._worker, self._worker_loop
-        if worker is not None and loop is not None:
-            loop.call_soon_threadsafe(worker.stop)
+        if (loop := self._worker_loop) is not None:
+            loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        self._stopped = True  # in case the worker is only about to be made
+        if self._worker is not None:
+            self._worker.stop()
 
     def close(self) -> None:
         """Close the connections of blocking calls and live views. Jobs and workers go on."""
@@ -279,8 +406,10 @@ def _queued(task_id: str, fn_name: str, lane: str) -> JobRecord:
 
 
 def _rebuilt(client: Client) -> App:
+    """The app that a function by value refers to: on a worker, the one it serves."""
     app = App.__new__(App)
-    app.registry = Registry()
+    app.registry = serving.get(client.options.queue_name) or Registry()
     app._client = client
     app._worker = app._worker_loop = None
+    app._stopped = False
     return app

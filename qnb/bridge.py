@@ -9,17 +9,26 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from concurrent.futures import TimeoutError as FutureTimeout
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
 
+from qnb.clock import seconds
 from qnb.errors import QnbError
 
-__all__ = ["loop", "run", "spawn"]
+__all__ = ["Command", "arrived", "loop", "run", "spawn"]
 
 T = TypeVar("T")
+
+log = logging.getLogger("qnb")
+
+#: seconds between two ticks while something is awaited, so that an interrupt gets through
+TICK = 0.2
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -69,6 +78,55 @@ def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
     except BaseException:
         future.cancel()
         raise
+
+
+async def arrived(future: Future[T]) -> T:
+    """Await what the I/O thread works on, from any loop; an interrupt gets through."""
+    waiting = asyncio.wrap_future(future)
+    while not waiting.done():
+        await asyncio.wait({waiting}, timeout=TICK)
+    return await waiting
+
+
+class Command(Generic[T]):
+    """What was asked of a job or sweep: it is on its way, awaited or not.
+
+    ``await command`` and :meth:`result` wait for the answer.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], what: str) -> None:
+        self._what = what
+        self._read = False
+        self._future = spawn(coroutine)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        self._read = True
+        return arrived(self._future).__await__()
+
+    def result(self, timeout: float | timedelta | None = None) -> T:
+        """Wait for the answer; ``TimeoutError`` after ``timeout`` seconds: the command goes on."""
+        self._read = True
+        limit = seconds(timeout)
+        try:
+            return self._future.result(limit)
+        except FutureTimeout:
+            if self._future.done():  # the answer is a TimeoutError
+                raise
+            raise TimeoutError(f"{self._what}: no answer within {limit:g} s; it goes on") from None
+
+    def __repr__(self) -> str:
+        state = "sent"
+        if self._future.done() and not self._future.cancelled():
+            error = self._future.exception()
+            state = f"failed: {error}" if error else f"answered {self._future.result()!r}"
+        return f"<{self._what}: {state}>"
+
+    def __del__(self) -> None:
+        future = getattr(self, "_future", None)
+        if future is None or self._read or not future.done() or future.cancelled():
+            return
+        if (error := future.exception()) is not None:
+            log.warning("%s failed: %s", self._what, error)
 
 
 def _close() -> None:

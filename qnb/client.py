@@ -1,56 +1,49 @@
 """The queue as a program sees it: enqueue, look, wait. Store and codec together.
 
 One :class:`Client` serves every event loop of a process: connections belong to a loop, so each
-has a :class:`_LoopLink` of its own. All methods are coroutines and use the link of the running
+has a :class:`LoopLink` of its own. All methods are coroutines and use the link of the running
 loop; :mod:`qnb.bridge` makes blocking twins of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import getpass
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, finalize
+from weakref import WeakKeyDictionary, WeakSet
 
-from qnb.batching import Batcher
 from qnb.errors import (
     BrokerError,
-    JobAborted,
-    JobExpired,
     JobLost,
     QnbError,
-    RemoteError,
-    SignatureError,
-    WorkerCrashed,
 )
-from qnb.models import UNFINISHED, Ending, JobRecord, JobSpec, JobState, TaskInfo, TaskResult
+from qnb.link import LoopLink
+from qnb.models import UNFINISHED, Ending, JobRecord, JobState, TaskInfo, TaskResult
 from qnb.options import AppOptions
+from qnb.reading import call_of, lost, result_of, value_of
 from qnb.storage.connection import check_url
-from qnb.storage.records import Notice
-from qnb.storage.store import Store
+from qnb.storage.records import Call
 from qnb.wire.codec import Codec
 
-__all__ = ["Call", "Client", "RemoteTraceback", "new_id", "server_url"]
+__all__ = ["Client", "new_id", "server_url"]
 
-#: seconds between two looks at the state of jobs that are waited for: a notice is only a hint
-LOOK = 1.0
+#: seconds between two looks at the environments of workers, for one task
+COMPARE = 30.0
 
-#: seconds between two ticks while something is awaited, so that an interrupt gets through
-TICK = 0.2
 
-#: functions that a link remembers to have stored
-DAY = 24 * 3600.0
-
-_ENDED_AS: dict[Ending, type[QnbError]] = {
-    Ending.ABORTED: JobAborted,
-    Ending.EXPIRED: JobExpired,
-    Ending.CRASHED: WorkerCrashed,
-    Ending.REFUSED: SignatureError,
-}
+def _me() -> str:
+    """Who gives a command, for those who look at the job later."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()} (process {os.getpid()})"
 
 
 def new_id() -> str:
@@ -58,174 +51,16 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A job that is ready to be sent; ``code`` is its function, if that is shipped by value."""
+class _Recent(dict[str, int]):
+    """Forgets the oldest entry beyond ``MOST``."""
 
-    spec: JobSpec
-    payload: bytes
-    code: bytes | None = None
+    MOST = 10_000
 
-
-class RemoteTraceback(Exception):
-    """The traceback of an exception as its worker saw it: the cause of what is raised here."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f"\n\n{self.text}"
-
-
-class _LoopLink:
-    """What one event loop has: a store, the subscription to this client's notices, the waiters."""
-
-    def __init__(self, url: str, options: AppOptions, name: str) -> None:
-        self.store = Store(url, options)
-        self.sends: Batcher[Call, bool] = Batcher(self._send, most=500)
-        self.reads: Batcher[str, JobRecord | None] = Batcher(self._read, most=500)
-        self._name = name
-        self._stored: dict[str, float] = {}  # function digest → when it was last stored
-        self._waiting: dict[str, list[asyncio.Future[JobRecord | None]]] = {}
-        self._listeners: dict[str, list[Callable[[Notice], None]]] = {}
-        self._listener: asyncio.Task[None] | None = None
-        self._ticker: asyncio.Task[None] | None = None
-        self._subscribed = asyncio.Event()
-        self.keeper: AsyncGenerator[None, None]  # closes this link, at the loop's end at the latest
-        self.abandoned: finalize[Any, Any]
-
-    async def _send(self, calls: list[Call]) -> list[bool]:
-        now = asyncio.get_running_loop().time()
-        for call in calls:
-            digest = call.spec.function
-            if call.code is not None and now - self._stored.get(digest, -DAY) >= DAY:
-                await self.store.put_function(digest, call.code)
-                self._stored[digest] = now
-        return await self.store.enqueue([(call.spec, call.payload) for call in calls])
-
-    async def _read(self, task_ids: list[str]) -> list[JobRecord | None]:
-        return await self.store.records(task_ids, call=True, result=True)
-
-    async def listen(self) -> None:
-        """Make sure that notices arrive from now on."""
-        if self._listener is None:
-            self._listener = asyncio.create_task(self._hear(), name="qnb-notices")
-        await self._subscribed.wait()
-
-    async def _hear(self) -> None:
-        async for notices in self.store.notices(self._name, self._resubscribed):
-            for notice in notices:
-                family = notice.task_id.rpartition(".")[0]
-                for tell in (
-                    *self._listeners.get(notice.task_id, ()),
-                    *self._listeners.get(family, ()),
-                ):
-                    tell(notice)
-                if notice.record is not None:
-                    self._settle(notice.task_id, notice.record)
-                elif notice.status not in UNFINISHED:
-                    self._look([notice.task_id])
-
-    def _resubscribed(self) -> None:
-        self._subscribed.set()
-        self._look(list(self._waiting))
-
-    def _look(self, task_ids: Sequence[str]) -> None:
-        """Read the state of jobs that are waited for; settle what has ended."""
-        for task_id in task_ids:
-            if task_id in self._waiting:
-                self.reads.put(task_id).add_done_callback(
-                    lambda read, id_=task_id: self._looked(id_, read)  # type: ignore[misc]
-                )
-
-    def _looked(self, task_id: str, read: asyncio.Future[JobRecord | None]) -> None:
-        if read.cancelled():
-            return
-        if (error := read.exception()) is not None:
-            for waiter in self._waiting.pop(task_id, ()):
-                if not waiter.done():
-                    waiter.set_exception(error)
-            return
-        record = read.result()
-        if record is None or record.status not in UNFINISHED:
-            self._settle(task_id, record)
-
-    def _settle(self, task_id: str, record: JobRecord | None) -> None:
-        for waiter in self._waiting.pop(task_id, ()):
-            if not waiter.done():
-                waiter.set_result(record)
-
-    def watch(self, name: str, tell: Callable[[Notice], None]) -> Callable[[], None]:
-        """Have ``tell`` called with each notice of the job ``name``, or of all jobs ``name.*``.
-
-        Call the answer to end that.
-        """
-        self._listeners.setdefault(name, []).append(tell)
-
-        def end() -> None:
-            tells = self._listeners.get(name, [])
-            if tell in tells:
-                tells.remove(tell)
-            if not tells:
-                self._listeners.pop(name, None)
-
-        return end
-
-    async def wait(self, task_id: str) -> JobRecord | None:
-        """The record of a job once it has ended, with its result; None if there is no such job."""
-        waiter: asyncio.Future[JobRecord | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(task_id, []).append(waiter)
-        if self._ticker is None:
-            self._ticker = asyncio.create_task(self._tick(), name="qnb-tick")
-        try:
-            await self.listen()
-            self._look([task_id])
-            return await waiter
-        finally:
-            waiters = self._waiting.get(task_id, [])
-            if waiter in waiters:
-                waiters.remove(waiter)
-                if not waiters:
-                    del self._waiting[task_id]
-
-    async def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        looked = loop.time()
-        while self._waiting:
-            await asyncio.sleep(TICK)
-            if loop.time() - looked >= LOOK:
-                looked = loop.time()
-                self._look(list(self._waiting))
-        self._ticker = None
-
-    async def close(self) -> None:
-        for task in (self._listener, self._ticker):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
-        self._listener = self._ticker = None
-        for waiters in self._waiting.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(BrokerError("the app was closed while this was awaited"))
-        await self.store.close()
-
-
-async def _closed_with_loop(link: _LoopLink) -> AsyncGenerator[None, None]:
-    """Suspended until its loop shuts its generators down, as ``asyncio.run`` does at its end."""
-    try:
-        yield
-    finally:
-        link.abandoned.detach()
-        await link.close()
-
-
-def _abandon(link: _LoopLink, loop: asyncio.AbstractEventLoop) -> None:
-    """Close the link of a client that nobody holds any more, on its own loop."""
-    if loop.is_running():
-        loop.call_soon_threadsafe(lambda: loop.create_task(link.keeper.aclose()))
+    def __setitem__(self, key: str, value: int) -> None:
+        self.pop(key, None)
+        super().__setitem__(key, value)
+        if len(self) > self.MOST:
+            del self[next(iter(self))]
 
 
 def server_url(url: str | None) -> str:
@@ -251,8 +86,12 @@ class Client:
         self._url = url
         self._codec: Codec | None = None
         self._name = secrets.token_hex(8)
+        self._sending: dict[str, Future[None]] = {}  # commands on their way, by job
+        self._compared: set[tuple[str, str]] = set()  # functions and environments of workers
+        self._compared_at: dict[str, float] = {}
+        self._runs: dict[str, int] = _Recent()  # jobs that run again, by their newest enqueue time
         self._closed: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
-        self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopLink] = WeakKeyDictionary()
+        self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLink] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Client, (None, self.options)  # a worker's environment names its server
@@ -266,11 +105,7 @@ class Client:
     def codec(self) -> Codec:
         """The codec of this queue; its key is read when first needed."""
         if self._codec is None:
-            from qnb.wire.envelope import Keys
-
-            queue = self.options.queue_name
-            keys = Keys.load(queue, self.options.key_file)
-            self._codec = Codec(keys, queue, max_payload=self.options.max_payload)
+            self._codec = Codec.of(self.options, self._url or os.environ.get("QNB_REDIS_URL"))
         return self._codec
 
     @property
@@ -278,7 +113,7 @@ class Client:
         """Where this client hears of the jobs it enqueues."""
         return self._name
 
-    async def link(self) -> _LoopLink:
+    async def link(self) -> LoopLink:
         """The running loop's link, opened; it is closed with the loop at the latest."""
         loop = asyncio.get_running_loop()
         link = self._links.get(loop)
@@ -288,10 +123,8 @@ class Client:
             url = await loop.run_in_executor(None, server_url, self._url)
             link = self._links.get(loop)  # another task may have been quicker
             if link is None:
-                link = self._links[loop] = _LoopLink(url, self.options, self._name)
-                link.abandoned = finalize(self, _abandon, link, loop)
-                link.keeper = _closed_with_loop(link)
-                await anext(link.keeper)
+                link = self._links[loop] = LoopLink(url, self.options, self._name, self._runs)
+                await link.bind(self)
         await link.store.open()
         return link
 
@@ -300,7 +133,7 @@ class Client:
         self._closed.add(asyncio.get_running_loop())
         link = self._links.pop(asyncio.get_running_loop(), None)
         if link is not None:
-            await link.keeper.aclose()
+            await link.end()
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -308,12 +141,94 @@ class Client:
         """Store the calls, in order. A call whose id is waiting or running stores nothing new."""
         link = await self.link()
         await link.listen()
+        for call in calls if self._sending else ():
+            await self._sent(call.spec.task_id)
         await asyncio.gather(*(link.sends.put(call) for call in calls))
+
+    async def compare(self, fn_name: str, fn: Callable[..., Any], *, by_value: bool) -> list[str]:
+        """What to tell, once, of workers whose Python or packages differ in what ``fn`` needs."""
+        from qnb.wire import environment
+
+        now = asyncio.get_running_loop().time()
+        if now - self._compared_at.get(fn_name, -COMPARE) < COMPARE:
+            return []
+        self._compared_at[fn_name] = now
+        store = (await self.link()).store
+        told = []
+        for says in (await store.workers()).values():
+            known = (fn_name, str(says.get("env", "")))
+            if known in self._compared or not known[1]:
+                continue
+            self._compared.add(known)
+            packed = await store.environment(known[1])
+            there = environment.unpack(packed) if packed else None
+            if there is not None:
+                found = environment.differences(
+                    environment.describe(), there, environment.reached(fn), by_value=by_value
+                )
+                text = environment.report(fn_name, f"{says['host']}:{says['pid']}", found)
+                told += [text] if text else []
+        return told
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def sending(self, task_id: str) -> Future[None]:
+        """A command to the job is on its way until the future is done; what is asked waits."""
+        sent = self._sending[task_id] = Future()
+        sent.add_done_callback(
+            lambda _: self._sending.get(task_id) is sent and self._sending.pop(task_id)
+        )
+        return sent
+
+    async def _sent(self, task_id: str) -> None:
+        if (sent := self._sending.get(task_id)) is not None:
+            await asyncio.wrap_future(sent)
+
+    async def abort(self, task_id: str, sent: Future[None]) -> bool:
+        """End a job; true once it is stopped, false if it had ended before or is unknown.
+
+        ``sent`` is done when the store knows of it. A running job is waited for: its worker stops
+        it, or, if that is gone, another one ends it when the lease is over.
+        """
+        try:
+            link = await self.link()
+            [record] = await link.store.records([task_id])
+            if record is None or record.status not in UNFINISHED:
+                return False
+            answer = await link.store.abort(record, _me())
+        finally:
+            sent.set_result(None)
+        if answer != 2:
+            return answer == 1
+        try:
+            async with asyncio.timeout(2 * self.options.lease_ms / 1000 + 1):
+                ended = await self.wait(task_id)
+        except TimeoutError:
+            return True  # it is written down; whoever holds the job ends it
+        outcome = ended.outcome if ended else None
+        return outcome is not None and outcome.ending is Ending.ABORTED
+
+    async def rerun(self, task_id: str, sent: Future[None]) -> bool:
+        """Run a finished job again, as it was; false if it is unknown or has not ended."""
+        try:
+            link = await self.link()
+            await link.listen()
+            spec = await link.store.spec(task_id)
+            if spec is None:
+                return False
+            again = replace(spec, channel=self.channel, nonce=secrets.token_hex(8))
+            enqueued = await link.store.rerun(again)
+            if enqueued:
+                self._runs[task_id] = enqueued
+            return bool(enqueued)
+        finally:
+            sent.set_result(None)
 
     # -- looking -------------------------------------------------------------------------------
 
     async def record(self, task_id: str) -> JobRecord | None:
         """All that is known of a job, with its call and result."""
+        await self._sent(task_id)
         link = await self.link()
         return await link.reads.put(task_id)
 
@@ -325,7 +240,7 @@ class Client:
         record = await self.record(task_id)
         if record is None or record.status not in UNFINISHED:
             return None
-        args, kwargs = self.call_of(record)
+        args, kwargs = call_of(self.codec, record)
         return TaskInfo(
             task_id=record.task_id,
             fn_name=record.fn_name,
@@ -337,6 +252,40 @@ class Client:
             scheduled_at=record.scheduled_at,
         )
 
+    async def log(self, task_id: str, since: int) -> tuple[str, int, bool]:
+        """A job's output from byte ``since`` on, where it ends now, and whether that is final."""
+        await self._sent(task_id)
+        store = (await self.link()).store
+        [record] = await store.records([task_id])
+        if record is None:
+            raise lost(task_id)
+        final = record.status not in UNFINISHED
+        text, end = await store.log(record, since)
+        return text, end, final
+
+    async def function(self, task_id: str) -> tuple[Callable[..., Any], Any, Any]:
+        """The very function that a job runs, and its arguments, rebuilt here."""
+        record = await self.record(task_id)
+        if record is None:
+            raise lost(task_id)
+        args, kwargs = call_of(self.codec, record)
+        if ":" in record.function:
+            return self.codec.resolve(record.function), args, kwargs
+        if not record.function:
+            raise QnbError(
+                f"job {task_id!r} names its task {record.fn_name!r} only, and brought no function: "
+                f"call {record.fn_name}(*info.args, **info.kwargs) where the task is defined"
+            )
+        code = await (await self.link()).store.function(record.function)
+        if code is None:
+            raise JobLost(
+                f"the function of job {task_id!r} is no longer stored (30 days after it was last "
+                "submitted)"
+            )
+        digest = bytes.fromhex(record.function)
+        fn = self.codec.unpack_function(digest, code, task=record.fn_name)
+        return fn, args, kwargs
+
     async def queue_size(self) -> int:
         return await (await self.link()).store.queue_size()
 
@@ -344,6 +293,7 @@ class Client:
 
     async def wait(self, task_id: str) -> JobRecord | None:
         """The job's record once it has ended; None if the store knows of no such job."""
+        await self._sent(task_id)
         return await (await self.link()).wait(task_id)
 
     async def result(self, task_id: str, limit: float | None) -> TaskResult | None:
@@ -352,10 +302,10 @@ class Client:
             record = await self.record(task_id)
             if record is None or record.status in UNFINISHED:
                 return None
-            return self.result_of(task_id, record)
+            return result_of(self.codec, task_id, record)
         try:
             async with asyncio.timeout(limit):
-                return self.result_of(task_id, await self.wait(task_id))
+                return result_of(self.codec, task_id, await self.wait(task_id))
         except TimeoutError:
             raise TimeoutError(
                 f"job {task_id!r} has not ended within {limit:g} s; it goes on"
@@ -363,66 +313,4 @@ class Client:
 
     async def value(self, task_id: str) -> Any:
         """Wait for a job; its value, or the exception it ended with."""
-        return self.value_of(task_id, await self.wait(task_id))
-
-    # -- reading records -----------------------------------------------------------------------
-
-    def call_of(self, record: JobRecord) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments a job was given."""
-        spec = JobSpec(record.task_id, record.fn_name, record.priority, function=record.function,
-                       is_async=record.is_async)  # fmt: skip
-        return self.codec.unpack_call(record.task_id, record.call, binding=spec.binding())
-
-    def result_of(self, task_id: str, record: JobRecord | None) -> TaskResult:
-        """A finished job's outcome; of an unknown one, a failure that says so."""
-        if record is None or record.outcome is None:
-            return TaskResult(False, repr(_lost(task_id)), 0, 0, 0, 0)
-        outcome = record.outcome
-        value: Any = outcome.failure.text if outcome.failure else None
-        if outcome.success:
-            value = self.codec.unpack_result(task_id, outcome.result)
-        return TaskResult(
-            success=outcome.success,
-            value=value,
-            tries=outcome.tries,
-            enqueue_time=record.enqueue_time,
-            start=outcome.start,
-            finish=outcome.finish,
-            aborted=outcome.ending is Ending.ABORTED,
-        )
-
-    def value_of(self, task_id: str, record: JobRecord | None) -> Any:
-        """A finished job's value, or raise what it raised, its remote traceback chained."""
-        if record is None or record.outcome is None:
-            raise _lost(task_id)
-        outcome = record.outcome
-        if outcome.success:
-            return self.codec.unpack_result(task_id, outcome.result)
-        raise self.error_of(task_id, record) from (
-            RemoteTraceback(outcome.failure.traceback)
-            if outcome.failure and outcome.failure.traceback
-            else None
-        )
-
-    def error_of(self, task_id: str, record: JobRecord) -> Exception:
-        """What a failed job raised, rebuilt; :class:`RemoteError` where that cannot be."""
-        outcome = record.outcome
-        if outcome is None or outcome.failure is None:
-            return _lost(task_id)
-        ended_as = _ENDED_AS.get(outcome.ending)
-        if ended_as is not None:
-            return ended_as(outcome.failure.message)
-        error = self.codec.unpack_error(task_id, outcome.result) if outcome.result else None
-        if isinstance(error, Exception):  # a SystemExit would end the loop it is raised on
-            return error
-        return RemoteError(
-            f"job {task_id!r} of task {record.fn_name!r} raised {outcome.failure.text}, an "
-            "exception that cannot be rebuilt here"
-        )
-
-
-def _lost(task_id: str) -> JobLost:
-    return JobLost(
-        f"job {task_id!r} is not known: it was never enqueued, or its record has expired "
-        "(App(result_ttl_ms=...))"
-    )
+        return value_of(self.codec, task_id, await self.wait(task_id))

@@ -23,7 +23,11 @@
         ├── JobAborted
         ├── JobExpired
         ├── WorkerCrashed           it kept ending the process that ran it
+        ├── MemoryLimitExceeded     it took more memory than its task allows
         └── JobLost                 its record is gone
+
+    Retry (Exception)               raised by a task to be run again; not a QnbError
+    EnvironmentMismatch (UserWarning)   notebook and workers differ in what a function needs
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ __all__ = [
     "ArgumentError",
     "BrokerError",
     "EncodingError",
+    "EnvironmentMismatch",
     "InvalidName",
     "InvalidOption",
     "JobAborted",
@@ -39,11 +44,13 @@ __all__ = [
     "JobExpired",
     "JobLost",
     "KeyFileError",
+    "MemoryLimitExceeded",
     "NameTaken",
     "PayloadTooLarge",
     "QnbError",
     "RemoteError",
     "ResultError",
+    "Retry",
     "ServerError",
     "SignatureError",
     "StoreFull",
@@ -140,3 +147,33 @@ class WorkerCrashed(JobError):
 
 class JobLost(JobError):
     """The job's record is no longer in the store: it expired, was deleted, or never existed."""
+
+
+class MemoryLimitExceeded(JobError):
+    """The job's processes held more memory than its task's ``max_memory``."""
+
+
+class EnvironmentMismatch(UserWarning):
+    """Notebook and workers differ in Python or in a package that a function needs."""
+
+
+class Retry(Exception):
+    """Raised by a task to be run again, after ``delay_ms`` or the task's own backoff.
+
+    It counts against the task's ``max_retries``; when those are used up, the job fails with it.
+
+    >>> raise Retry("rate limited", delay_ms=30_000)
+    Traceback (most recent call last):
+    qnb.errors.Retry: rate limited
+    """
+
+    def __init__(self, message: str = "retry requested", *, delay_ms: int | None = None) -> None:
+        if delay_ms is not None and (
+            isinstance(delay_ms, bool) or not isinstance(delay_ms, int) or delay_ms < 0
+        ):
+            raise InvalidOption(
+                f"delay_ms={delay_ms!r}: expected milliseconds as a whole number ≥ 0, or None for "
+                "the task's own backoff"
+            )
+        super().__init__(message)
+        self.delay_ms = delay_ms

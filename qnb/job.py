@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from qnb import bridge
 from qnb.client import Client
 from qnb.clock import seconds
 from qnb.display import Displayed
 from qnb.models import UNFINISHED, JobRecord, JobState, TaskInfo, TaskResult
+from qnb.reading import value_of
 from qnb.storage.records import Notice
 
 __all__ = ["Job"]
@@ -22,6 +24,9 @@ R = TypeVar("R")
 
 #: seconds between two looks at a job that is shown live
 LOOK = 1.0
+
+#: seconds between two looks at a log that is followed
+FOLLOW = 0.25
 
 
 class Job(Displayed, Generic[R]):
@@ -80,7 +85,7 @@ class Job(Displayed, Generic[R]):
                 raise TimeoutError(
                     f"job {self.id!r} has not ended within {limit:g} s; it goes on"
                 ) from None
-            value: R = self._client.value_of(self.id, record)
+            value: R = value_of(self._client.codec, self.id, record)
             return value
 
         return bridge.run(wait())
@@ -90,6 +95,71 @@ class Job(Displayed, Generic[R]):
         limit = seconds(timeout)
         bridge.run(self._client.result(self.id, 1e9 if limit is None else limit))
         return self
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def abort(self) -> bridge.Command[bool]:
+        """Stop the job, delayed, queued or running: sent at once, in any cell, awaited or not.
+
+        The answer is true once it is stopped, false if it had ended before or is unknown. A plain
+        function that runs in an in-process worker (``app.run()``) cannot be stopped: the job ends,
+        its thread runs on, and the outcome says so.
+        """
+        sent = self._client.sending(self.id)
+        return bridge.Command(self._client.abort(self.id, sent), f"abort of job {self.id!r}")
+
+    def retry(self) -> bridge.Command[bool]:
+        """Run a finished job again: the same call, function and id; its old outcome is gone.
+
+        The answer is false if it is unknown or has not ended.
+        """
+        sent = self._client.sending(self.id)
+        return bridge.Command(self._client.rerun(self.id, sent), f"retry of job {self.id!r}")
+
+    # -- what it printed, what it did ----------------------------------------------------------
+
+    @overload
+    def logs(self, *, follow: Literal[False] = False) -> str: ...
+    @overload
+    def logs(self, *, follow: Literal[True]) -> Iterator[str]: ...
+    def logs(self, *, follow: bool = False) -> str | Iterator[str]:
+        """What the job's body has printed and logged so far, the newest 1 MB of it.
+
+        With ``follow``, an iterator of pieces that ends with the job. :class:`~qnb.JobLost` for a
+        job that is not known.
+        """
+        if follow:
+            return self._follow_log()
+        text, *_ = bridge.run(self._client.log(self.id, 0))
+        return text
+
+    def _follow_log(self) -> Iterator[str]:
+        async def more(since: int, pause: float) -> tuple[str, int, bool]:
+            await asyncio.sleep(pause)
+            return await self._client.log(self.id, since)
+
+        at, final, pause = 0, False, 0.0
+        while not final:
+            text, at, final = bridge.run(more(at, pause))
+            if text:
+                yield text
+            pause = FOLLOW
+
+    def reproduce(self) -> R:
+        """Run the job's very call here: the same function version, the same arguments.
+
+        Returns its value or raises its error, in the reach of a debugger (``%debug``).
+        """
+        fn, args, kwargs = bridge.run(self._client.function(self.id))
+        value = fn(*args, **kwargs)
+        if not inspect.isawaitable(value):
+            return value  # type: ignore[no-any-return]
+
+        async def settle() -> R:
+            return await value  # type: ignore[no-any-return]
+
+        with ThreadPoolExecutor(1) as other:  # this thread may have a loop that runs
+            return other.submit(asyncio.run, settle()).result()
 
     # -- showing -------------------------------------------------------------------------------
 
@@ -120,7 +190,9 @@ class Job(Displayed, Generic[R]):
         news = asyncio.Event()
 
         def heard(notice: Notice) -> None:
-            self._seen = notice.record or replace(self._seen, status=notice.status)
+            self._seen = notice.record or replace(
+                self._seen, status=notice.status, report=notice.report or self._seen.report
+            )
             news.set()
 
         end = link.watch(self.id, heard)

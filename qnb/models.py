@@ -9,19 +9,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "CELLS",
     "FINAL",
     "UNFINISHED",
     "Ending",
+    "ErrorContext",
     "Failure",
+    "Frame",
     "JobRecord",
     "JobSpec",
     "JobState",
     "Outcome",
+    "Policy",
+    "Report",
     "SweepSnapshot",
+    "TaskContext",
     "TaskInfo",
     "TaskResult",
 ]
@@ -53,13 +58,40 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """One of the user's own frames in a traceback."""
+
+    file: str  #: a path, or a cell's name: ``"Cell In[3]"``
+    line: int
+    function: str
+    text: str = ""  #: the source line, where it is known
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed, as text: readable without the user's classes."""
 
     type: str  #: the exception's class name, ``"ValueError"``
     message: str  #: ``str(exception)``
     text: str  #: ``repr(exception)``: the ``value`` of a failed :class:`TaskResult`
-    traceback: str = ""  #: the user's own frames, as a traceback prints them
+    traceback: str = ""  #: the user's own frames and causes, as a traceback prints them
+    frames: tuple[Frame, ...] = ()  #: the user's own frames, innermost last
+    causes: tuple[Failure, ...] = ()  #: what led to it, the nearest first (``raise … from …``)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a running body last said of itself with ``qnb.report`` or ``qnb.progress``."""
+
+    done: float
+    total: float | None = None
+    message: str | None = None
+    metrics: Mapping[str, float | int | str] = field(default_factory=dict)
+
+    @property
+    def fraction(self) -> float | None:
+        """From 0 to 1, None where the total is not known."""
+        return min(1.0, max(0.0, self.done / self.total)) if self.total else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +108,7 @@ class Outcome:
     result_nbytes: int | None = None
     peak_memory: int | None = None  #: bytes
     cpu_time_us: int | None = None
+    retry_in_ms: int | None = None  #: this attempt failed and another one follows after so long
 
     @property
     def success(self) -> bool:
@@ -119,6 +152,37 @@ class TaskInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskContext:
+    """The running job: its id, its task's name, and which attempt this is (from 1)."""
+
+    task_id: str
+    name: str
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorContext:
+    """What an ``@app.on_error`` hook is told of a failed attempt."""
+
+    name: str
+    task_id: str
+    exc: BaseException
+    tries: int
+    will_retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a worker treats the attempts of a job. Its defaults are those of a task."""
+
+    max_retries: int = 0
+    backoff_ms: int = 0  #: before the second attempt; twice as long before each further one
+    timeout_ms: int | None = None  #: of one attempt
+    max_memory: int | None = None  #: bytes that the body's processes may hold together
+    isolation: Literal["loop", "thread", "process"] | None = None  #: where the body runs
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What a job is, fixed when it is enqueued; a worker knows it before it decodes anything.
 
@@ -135,10 +199,11 @@ class JobSpec:
     sweep: str | None = None
     index: int | None = None  #: the point's place in its sweep
     nonce: str = ""  #: tells a repeated send of this call from a new call with the same id
+    policy: Policy = Policy()
 
     def binding(self) -> bytes:
         """What the call's signature is bound to, so that it cannot be used for another task."""
-        said = "\0".join((self.fn_name, self.function, str(self.is_async)))
+        said = f"{self.fn_name}\0{self.function}"
         return blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -155,15 +220,25 @@ class JobRecord:
     sweep: str | None = None
     index: int | None = None  #: the point's place in its sweep
     scheduled_at: int | None = None
+    expires_at: int | None = None  #: it ends as expired if it has not been started by then
     start: int | None = None
     cached: bool = False
-    progress: float | None = None  #: 0 to 1
-    message: str | None = None
+    report: Report | None = None  #: what the body last said of itself
+    failure: Failure | None = None  #: of the last failed attempt, while another one is to come
     worker: str | None = None
     function: str = ""  #: as in :class:`JobSpec`
     is_async: bool = False
     outcome: Outcome | None = None  #: of a finished job; without its ``result`` unless asked for
     call: bytes = field(default=b"", repr=False)  #: the signed arguments, if asked for
+
+    @property
+    def progress(self) -> float | None:
+        """From 0 to 1, None where nothing was reported."""
+        return self.report.fraction if self.report else None
+
+    @property
+    def message(self) -> str | None:
+        return self.report.message if self.report else None
 
 
 #: what a byte of :attr:`SweepSnapshot.cells` means

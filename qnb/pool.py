@@ -22,6 +22,8 @@ from qnb import bridge
 from qnb.client import Client
 from qnb.display import Displayed
 from qnb.errors import InvalidOption, QnbError
+from qnb.options import byte_size
+from qnb.registry import Registry
 
 __all__ = ["OPTIONS_VARIABLE", "Pool", "linger_seconds"]
 
@@ -56,21 +58,32 @@ class Pool(Displayed):
     at the end of the block.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, registry: Registry) -> None:
         self._client = client
+        self._registry = registry
 
     @property
     def slots(self) -> int:
         """How many jobs the local workers run at a time."""
         return sum(int(says["slots"]) for says in self._workers().values())
 
-    def scale(self, n: int | Literal["auto"], *, linger: str | float = "10 min") -> Pool:
-        """Make sure that ``n`` slots serve the queue; ``"auto"`` is one per core."""
+    def scale(
+        self,
+        n: int | Literal["auto"],
+        *,
+        linger: str | float = "10 min",
+        max_memory: int | str | None = None,
+    ) -> Pool:
+        """Make sure that ``n`` slots serve the queue; ``"auto"`` is one per core.
+
+        ``linger`` and ``max_memory`` are those of the slots that are started by it.
+        """
         if n == "auto":
             n = os.cpu_count() or 1
         if type(n) is not int or n < 1:
             raise InvalidOption(f"n={n!r}: expected a number of worker slots ≥ 1, or 'auto'")
         idle = linger_seconds(linger)
+        most = None if max_memory is None else byte_size("max_memory", max_memory)
         with self._turn() as logs:
             workers = self._workers()
             have = sum(int(says["slots"]) for says in workers.values())
@@ -81,7 +94,7 @@ class Pool(Displayed):
                     have -= int(says["slots"])
             self._end(leaving)
             if have < n:
-                self._start(n - have, idle, logs)
+                self._start(n - have, idle, most, logs)
         return self
 
     def stop(self) -> None:
@@ -122,12 +135,21 @@ class Pool(Displayed):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
 
-    def _start(self, slots: int, idle: float, logs: Path) -> None:
-        options = dataclasses.asdict(self._client.options)
+    def _start(self, slots: int, idle: float, max_memory: int | None, logs: Path) -> None:
+        options = self._client.options
+        if options.serializer is not None:
+            raise InvalidOption(
+                "start_workers() cannot send serializer= and deserializer= along: put the app into "
+                "a module and start its workers with 'qnb worker module:app'"
+            )
+        given = dataclasses.asdict(options)
+        del given["serializer"], given["deserializer"]
         environment = {
             **os.environ,
             "QNB_REDIS_URL": self._client.url,
-            OPTIONS_VARIABLE: json.dumps({**options, "linger": idle}),
+            OPTIONS_VARIABLE: json.dumps(
+                {"options": given, "linger": idle, "max_memory": max_memory, "setup": self._setup()}
+            ),
         }
         log = logs / f"{self._client.options.queue_name}.log"
         at = log.stat().st_size if log.exists() else 0
@@ -149,6 +171,14 @@ class Pool(Displayed):
             return any(int(says["pid"]) == process.pid for says in self._workers().values())
 
         self._until(is_up, START, "did not come up", ended)
+
+    def _setup(self) -> str | None:
+        """The lifespan and hooks of the app as signed bytes, in hex."""
+        registry = self._registry
+        hooks = list(registry.error_hooks.values())
+        if registry.lifespan is None and not hooks:
+            return None
+        return self._client.codec.pack_call("setup", (registry.lifespan, hooks), {}).hex()
 
     def _end(self, workers: dict[str, dict[str, Any]]) -> None:
         pids = [int(says["pid"]) for says in workers.values()]

@@ -5,29 +5,39 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import resource
 import socket
-import sys
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qnb.clock import ServerClock
-from qnb.errors import QnbError, SignatureError, UnknownTask
-from qnb.models import Ending, Failure, JobSpec, Outcome
+from qnb.errors import (
+    BrokerError,
+    JobError,
+    MemoryLimitExceeded,
+    QnbError,
+    Retry,
+    SignatureError,
+    UnknownTask,
+    WorkerCrashed,
+)
+from qnb.models import Ending, ErrorContext, JobSpec, Outcome, Policy, TaskContext
 from qnb.registry import Registry
-from qnb.running.context import TaskContext, current
+from qnb.running.context import Reporter, Running, running_as
+from qnb.running.failures import failure_of
+from qnb.running.measure import Meter
 from qnb.wire.codec import Codec
 
-__all__ = ["Attempt", "Runner", "failure_of"]
+__all__ = [
+    "Attempt", "Ended", "Runner", "context_of", "failure_of", "found", "retry_delay", "task_of",
+]  # fmt: skip
 
 #: functions shipped by value that a process keeps decoded
 KEPT_FUNCTIONS = 128
 
-_HERE = str(Path(__file__).parent.parent) + os.sep
+#: the longest pause between two attempts that backoff grows to
+LONGEST_PAUSE_MS = 24 * 3600 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +49,40 @@ class Attempt:
     tries: int
     call: bytes
     code: bytes | None = None
+    lost: int = 0  #: how many of ``tries`` lost their process; they do not count as retries
+
+    @property
+    def failures(self) -> int:
+        """How many attempts will have failed if this one does."""
+        return self.tries - self.lost
 
 
-def failure_of(error: BaseException) -> Failure:
-    """``error`` as text, its traceback without qnb's own frames."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_HERE)
-    ]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
-    lines += traceback.format_exception_only(error)
-    try:
-        text = repr(error)
-    except Exception:  # noqa: BLE001 - a user's __repr__ may do anything
-        text = f"{type(error).__name__}(…)"
-    try:
-        message = str(error)
-    except Exception:  # noqa: BLE001 - likewise
-        message = ""
-    trace = "".join(lines if frames else lines[1:])
-    return Failure(*map(_sendable, (type(error).__name__, message, text, trace)))
+class Ended(NamedTuple):
+    """How an attempt ended, and what error hooks are to be told of it."""
+
+    outcome: Outcome
+    failure: ErrorContext | None = None
 
 
-def _sendable(text: str) -> str:
-    """``text`` with what UTF-8 cannot carry (lone surrogates) escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def retry_delay(policy: Policy, tries: int, asked_ms: int | None = None) -> int | None:
+    """Milliseconds until the attempt after number ``tries``, None if the retries are used up.
+
+    >>> [retry_delay(Policy(max_retries=3, backoff_ms=100), tries) for tries in (1, 2, 3, 4)]
+    [100, 200, 400, None]
+    """
+    if tries > policy.max_retries:
+        return None
+    if asked_ms is not None:
+        return asked_ms
+    return min(LONGEST_PAUSE_MS, policy.backoff_ms << min(tries - 1, 40))
+
+
+class _Refused(Exception):
+    """The body was never entered, or its value cannot be sent: trying again changes nothing."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Runner:
@@ -77,9 +95,9 @@ class Runner:
     def __init__(
         self, codec: Codec, registry: Registry, clock: ServerClock, *, shipped_first: bool
     ) -> None:
+        self.registry = registry
+        self.clock = clock
         self._codec = codec
-        self._registry = registry
-        self._clock = clock
         self._shipped_first = shipped_first
         self._functions: OrderedDict[str, Callable[..., Any]] = OrderedDict()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -88,52 +106,69 @@ class Runner:
         """Must the caller bring the function of ``spec`` as bytes?"""
         if not spec.function or ":" in spec.function or spec.function in self._functions:
             return False
-        return self._shipped_first or self._registry.get(spec.fn_name) is None
+        return self._shipped_first or self.registry.get(spec.fn_name) is None
 
-    def run(self, attempt: Attempt) -> Outcome:
-        """Run a plain function here and now."""
-        start = self._clock.now_ms()
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        token = current.set(_context(attempt))
-        try:
-            fn, args, kwargs = self._decode(attempt)
-            return self._done(attempt, start, before, fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
-            return self._failed(attempt, start, error)
-        finally:
-            current.reset(token)
+    def run(self, attempt: Attempt, reporter: Reporter, *, alone: bool = False) -> Ended:
+        """Run a plain function here and now; ``alone``: as the only body of this process."""
+        start = self.clock.now_ms()
+        meter = Meter(alone=alone, thread=not alone)
+        with running_as(Running(task_of(attempt), reporter), alone=alone):
+            try:
+                fn, args, kwargs = self._decode(attempt)
+                value = fn(*args, **kwargs)
+                if inspect.iscoroutine(value):  # of a partial, or a callable object
+                    value = asyncio.run(value)
+                ended = self._done(attempt, start, meter, value)
+            except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+                ended = self._failed(attempt, start, meter, error)
+        reporter.flush()
+        return ended
 
-    async def run_async(self, attempt: Attempt) -> Outcome:
-        """Run a coroutine function on this loop."""
-        start = self._clock.now_ms()
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        token = current.set(_context(attempt))
-        try:
-            fn, args, kwargs = self._decode(attempt)
-            value = fn(*args, **kwargs)
-            if inspect.isawaitable(value):
-                value = await value
-            return self._done(attempt, start, before, value)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # the worker stops it; otherwise the body raised it by itself
-            return self._failed(attempt, start, error)
-        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
-            return self._failed(attempt, start, error)
-        finally:
-            current.reset(token)
+    async def run_async(
+        self, attempt: Attempt, reporter: Reporter, *, alone: bool = False
+    ) -> Ended:
+        """Run a coroutine function, or a plain one, on this loop.
+
+        When the calling task has been cancelled it raises ``CancelledError``, whatever the body
+        made of that.
+        """
+        start = self.clock.now_ms()
+        meter = Meter(alone=alone)
+        this = asyncio.current_task()
+        before = this.cancelling() if this else 0
+        with running_as(Running(task_of(attempt), reporter), alone=alone):
+            try:
+                fn, args, kwargs = self._decode(attempt)
+                value = fn(*args, **kwargs)
+                if inspect.isawaitable(value):
+                    value = await value
+                ended = self._done(attempt, start, meter, value)
+            except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+                ended = self._failed(attempt, start, meter, error)
+        reporter.flush()
+        if this and this.cancelling() > before:
+            raise asyncio.CancelledError
+        return ended
+
+    def refused(self, attempt: Attempt, error: QnbError) -> Outcome:
+        """How ``attempt`` ends where its body cannot even be started."""
+        return self._failed(attempt, self.clock.now_ms(), Meter(), _Refused(error)).outcome
 
     def _decode(self, attempt: Attempt) -> tuple[Callable[..., Any], Any, Any]:
-        fn = self._function(attempt)
-        args, kwargs = self._codec.unpack_call(
-            attempt.spec.task_id, attempt.call, binding=attempt.spec.binding()
-        )
+        try:
+            fn = self._function(attempt)
+            args, kwargs = self._codec.unpack_call(
+                attempt.spec.task_id, attempt.call, binding=attempt.spec.binding()
+            )
+        except QnbError as error:
+            if isinstance(error, BrokerError):
+                raise
+            raise _Refused(error) from None
         return fn, args, kwargs
 
     def _function(self, attempt: Attempt) -> Callable[..., Any]:
         spec = attempt.spec
-        registered = self._registry.get(spec.fn_name)
+        registered = self.registry.get(spec.fn_name)
         if registered is not None and not (self._shipped_first and spec.function):
             return registered
         if ":" in spec.function:
@@ -141,10 +176,12 @@ class Runner:
         if not spec.function:
             raise UnknownTask(
                 f"task {spec.fn_name!r} is not known to this worker ({self._worker}). Known: "
-                f"{', '.join(sorted(self._registry)) or 'none'}. Start it with the app that "
+                f"{', '.join(sorted(self.registry)) or 'none'}. Start it with the app that "
                 "defines the task: qnb worker module:app"
             )
         fn = self._functions.get(spec.function)
+        if fn is not None and attempt.code is not None:  # sent again: kept as if it were new
+            self._functions[spec.function] = self._functions.pop(spec.function, fn)
         if fn is None:
             if attempt.code is None:
                 raise QnbError(
@@ -158,37 +195,93 @@ class Runner:
                 self._functions.popitem(last=False)
         return fn
 
-    def _done(
-        self, attempt: Attempt, start: int, before: resource.struct_rusage, value: Any
-    ) -> Outcome:
-        finish = self._clock.now_ms()
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        result = self._codec.pack_result(attempt.spec.task_id, attempt.number, value)
-        return Outcome(
-            ending=Ending.DONE,
-            tries=attempt.tries,
-            start=start,
-            finish=finish,
-            result=result,
-            worker=self._worker,
-            result_nbytes=len(result),
-            peak_memory=after.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-            cpu_time_us=int(cpu * 1e6),
+    def _done(self, attempt: Attempt, start: int, meter: Meter, value: Any) -> Ended:
+        finish = self.clock.now_ms()
+        cpu = meter.cpu_us()
+        try:
+            result, nbytes = self._codec.pack_sized_result(
+                attempt.spec.task_id, attempt.number, value
+            )
+        except QnbError as error:
+            raise error if isinstance(error, BrokerError) else _Refused(error) from None
+        return Ended(
+            Outcome(
+                ending=Ending.DONE,
+                tries=attempt.tries,
+                start=start,
+                finish=finish,
+                result=result,
+                worker=self._worker,
+                result_nbytes=nbytes,
+                peak_memory=meter.peak(),
+                cpu_time_us=cpu,
+            )
         )
 
-    def _failed(self, attempt: Attempt, start: int, error: BaseException) -> Outcome:
-        refused = isinstance(error, SignatureError)
-        return Outcome(
-            ending=Ending.REFUSED if refused else Ending.FAILED,
+    def _failed(self, attempt: Attempt, start: int, meter: Meter, error: BaseException) -> Ended:
+        spec = attempt.spec
+        retry_in_ms: int | None = None
+        quiet = False
+        refused = isinstance(error, _Refused)
+        if isinstance(error, _Refused):
+            error = error.reason
+        elif isinstance(error, Retry):
+            retry_in_ms = retry_delay(spec.policy, attempt.failures, error.delay_ms)
+            quiet = retry_in_ms is not None
+            error = error if quiet else _used_up(error, spec.policy)
+        else:
+            retry_in_ms = retry_delay(spec.policy, attempt.failures)
+        forged = refused and isinstance(error, SignatureError)
+        outcome = Outcome(
+            ending=Ending.REFUSED if forged else Ending.FAILED,
             tries=attempt.tries,
             start=start,
-            finish=self._clock.now_ms(),
-            result=self._codec.pack_error(attempt.spec.task_id, attempt.number, error),
+            finish=self.clock.now_ms(),
+            result=self._codec.pack_error(spec.task_id, attempt.number, error),
             failure=failure_of(error),
             worker=self._worker,
+            peak_memory=meter.peak(),
+            cpu_time_us=meter.cpu_us(),
+            retry_in_ms=retry_in_ms,
         )
+        if quiet or not self.registry.error_hooks:
+            return Ended(outcome)
+        return Ended(outcome, context_of(attempt, error, will_retry=retry_in_ms is not None))
 
 
-def _context(attempt: Attempt) -> TaskContext:
+def _used_up(error: Retry, policy: Policy) -> Retry:
+    """``error`` with the way out: the task asked for one more attempt than it has."""
+    told = Retry(
+        f"{error} (the task asked to be run again, but its max_retries={policy.max_retries} "
+        f"{'are used up' if policy.max_retries else 'allows no retry'}: give it more with "
+        "@app.task(max_retries=...))",
+        delay_ms=error.delay_ms,
+    )
+    told.__cause__, told.__context__ = error.__cause__, error.__context__
+    told.__suppress_context__ = error.__suppress_context__
+    return told.with_traceback(error.__traceback__)
+
+
+def task_of(attempt: Attempt) -> TaskContext:
+    """What the body is told of its job."""
     return TaskContext(attempt.spec.task_id, attempt.spec.fn_name, attempt.tries)
+
+
+def context_of(attempt: Attempt, error: BaseException, *, will_retry: bool) -> ErrorContext:
+    """What hooks are told when ``attempt`` has failed with ``error``."""
+    return ErrorContext(
+        attempt.spec.fn_name, attempt.spec.task_id, error, attempt.tries, will_retry
+    )
+
+
+#: failures that are found outside of the body, as the exceptions that hooks are told
+_FOUND: dict[str, type[Exception]] = {
+    "TimeoutError": TimeoutError,
+    "WorkerCrashed": WorkerCrashed,
+    "MemoryLimitExceeded": MemoryLimitExceeded,
+}
+
+
+def found(error: str, message: str) -> Exception:
+    """The exception of that name, for hooks."""
+    return _FOUND.get(error, JobError)(message)

@@ -1,236 +1,190 @@
-"""Where bodies run: in this process, or in one child process per slot.
+"""Where bodies run: in this process, in child processes, or in a pool of somebody else's.
 
 An executor knows nothing of the store. Cancelling :meth:`Executor.run` stops the body as far as
-its kind can: a coroutine is cancelled, a child process is killed, a thread cannot be stopped.
+its kind can, which :meth:`Executor.stops` tells.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import socket
-import sys
-from collections.abc import Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, Protocol
+from typing import Protocol
 
-from qnb.clock import ServerClock
 from qnb.errors import QnbError
-from qnb.models import JobSpec, Outcome
-from qnb.running.attempt import Attempt, Runner
-from qnb.running.slot import HEADER, SlotConfig, frame, outcome_of, run_frame
+from qnb.models import JobSpec, Outcome, Report
+from qnb.running import capture
+from qnb.running.around import LifespanRun, fire
+from qnb.running.attempt import Attempt, Ended, Runner, context_of, found, task_of
+from qnb.running.child import News, SlotDied, SlotLost, Tell
+from qnb.running.context import Reporter, Running, running_as
+from qnb.running.messages import SlotConfig
+from qnb.running.processes import ProcessExecutor
 
-__all__ = ["Executor", "InlineExecutor", "ProcessExecutor", "SlotDied"]
-
-#: seconds for a child to come up, its imports included
-SLOT_START = 60.0
-
-
-class SlotDied(Exception):
-    """The process that ran a body is gone. ``str()`` says how it ended."""
+__all__ = [
+    "Executor", "InlineExecutor", "News", "ProcessExecutor", "SlotDied", "SlotLost", "Tell",
+]  # fmt: skip
 
 
 class Executor(Protocol):
-    """Runs up to ``slots`` bodies at a time."""
+    """Runs bodies, up to ``slots`` of those that need a place for themselves at a time."""
 
     slots: int
-
-    async def start(self) -> None:
-        """Get ready; an error if that cannot be."""
+    on_room: Callable[[], None]  #: called on the loop when there may be more room than before
 
     def needs_code(self, spec: JobSpec) -> bool:
         """Must :attr:`Attempt.code` be filled for this job?"""
 
-    async def run(self, attempt: Attempt) -> Outcome:
-        """Run one attempt to its end. :class:`SlotDied` if its process ended under it."""
+    def room(self, spec: JobSpec | None = None) -> int:
+        """How many more bodies like ``spec`` could start right now; None: of the most demanding."""
+
+    def stops(self, spec: JobSpec) -> bool:
+        """Can a running body of this job really be stopped?"""
+
+    async def start(self) -> None:
+        """Get ready, the app's lifespan included; an error if that cannot be."""
+
+    async def run(self, attempt: Attempt, tell: Tell) -> Outcome:
+        """Run one attempt to its end; ``tell`` gets its reports and output meanwhile.
+
+        :class:`SlotDied` if its process ended under it, :class:`SlotLost` if that was ended because
+        of another body. When cancelled it returns as soon as the body is gone.
+        """
+
+    async def report_failure(
+        self, attempt: Attempt, error: str, message: str, *, will_retry: bool
+    ) -> None:
+        """Tell the app's error hooks of a failure that was found outside of the body."""
 
     async def close(self) -> None:
         """Stop whatever still runs and let go of all resources."""
 
 
 class InlineExecutor:
-    """Runs coroutines on the worker's own loop and plain functions in threads of this process."""
+    """Runs coroutines on the worker's own loop and plain functions in threads of this process.
 
-    def __init__(self, runner: Runner, slots: int) -> None:
+    A thread cannot be stopped. A task with ``isolation="process"`` runs in a child process, for
+    which ``config`` is needed; its ``max_memory`` is watched there only.
+    """
+
+    def __init__(self, runner: Runner, slots: int, config: SlotConfig | None = None) -> None:
         self.slots = slots
+        self.on_room: Callable[[], None] = lambda: None
         self._runner = runner
-        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="qnb-task")
+        self._config = config
+        self._running = 0
+        self._started = False
+        # More than slots: a thread whose job was aborted goes on, and must not block the next one.
+        self._threads = ThreadPoolExecutor(10_000, thread_name_prefix="qnb-task")
+        self._lifespan = LifespanRun(runner.registry)
+        self._children: asyncio.Future[ProcessExecutor] | None = None
 
     async def start(self) -> None:
-        return
+        await self._lifespan.start()
+        capture.divert(through=True)
+        self._started = True
 
     def needs_code(self, spec: JobSpec) -> bool:
+        if spec.policy.isolation == "process":
+            return bool(spec.function) and ":" not in spec.function
         return self._runner.needs_code(spec)
 
-    async def run(self, attempt: Attempt) -> Outcome:
-        if attempt.spec.is_async:
-            return await self._runner.run_async(attempt)
+    def room(self, spec: JobSpec | None = None) -> int:
+        return max(0, self.slots - self._running)
+
+    def stops(self, spec: JobSpec) -> bool:
+        isolation = spec.policy.isolation
+        return isolation == "process" or (spec.is_async and isolation != "thread")
+
+    async def run(self, attempt: Attempt, tell: Tell) -> Outcome:
+        self._running += 1
+        try:
+            if attempt.spec.policy.isolation != "process":
+                return await self._here(attempt, tell)
+            try:
+                children = await self._processes()
+            except QnbError as error:
+                return self._runner.refused(attempt, error)
+            return await children.run(attempt, tell)
+        finally:
+            self._running -= 1
+
+    async def _here(self, attempt: Attempt, tell: Tell) -> Outcome:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, copy_context().run, self._runner.run, attempt
+        feed = capture.Feed(loop, tell)
+        reporter = _reporter(loop, tell)
+        try:
+            with capture.capturing(feed):
+                spec = attempt.spec
+                if spec.is_async or spec.policy.isolation == "loop":
+                    ended = await self._runner.run_async(attempt, reporter)
+                else:
+                    ended = await self._threaded(attempt, reporter)
+                if ended.failure is not None:
+                    with running_as(Running(task_of(attempt), reporter)):
+                        await fire(self._runner.registry, ended.failure)
+        finally:
+            feed.close()
+        return ended.outcome
+
+    async def _threaded(self, attempt: Attempt, reporter: Reporter) -> Ended:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, copy_context().run, self._runner.run, attempt, reporter
         )
+
+    async def _processes(self) -> ProcessExecutor:
+        """Child processes, started when the first body needs one."""
+        if self._config is None:
+            raise QnbError(
+                "isolation='process' needs worker processes, and this worker was made without a "
+                "SlotConfig to start them with; serve the task with `qnb worker` instead"
+            )
+        if self._children is None:
+            self._children = asyncio.ensure_future(
+                _started(ProcessExecutor(self._config, self._runner.clock, self.slots))
+            )
+        try:
+            return await asyncio.shield(self._children)
+        except QnbError:
+            self._children = None  # the next job tries again
+            raise
+
+    async def report_failure(
+        self, attempt: Attempt, error: str, message: str, *, will_retry: bool
+    ) -> None:
+        told = context_of(attempt, found(error, message), will_retry=will_retry)
+        with running_as(Running(task_of(attempt), Reporter(lambda _: None))):
+            await fire(self._runner.registry, told)
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._children is not None:
+            with contextlib.suppress(QnbError):
+                await (await self._children).close()
+        await self._lifespan.stop()
+        if self._started:
+            self._started = False
+            capture.restore()
 
 
-class _Slot:
-    """One child process. Owned by the loop of its executor."""
+async def _started(executor: ProcessExecutor) -> ProcessExecutor:
+    await executor.start()
+    return executor
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self.process = process
-        self._reader = reader
-        self._writer = writer
-        self.functions: set[str] = set()  # shipped functions that the child has
 
-    @classmethod
-    async def start(cls, config: SlotConfig, environment: dict[str, str]) -> _Slot:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "qnb.running.slot", str(theirs.fileno()), str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
-                env=environment,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )  # fmt: skip
-        ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours)
-        slot = cls(process, reader, writer)
-        writer.write(
-            frame([config.queue, config.key_file, config.max_payload, config.app, config.path])
-        )
+def _reporter(loop: asyncio.AbstractEventLoop, tell: Tell) -> Reporter:
+    """Reports of a body of this process, told on the loop, in order."""
+
+    def send(report: Report) -> None:
         try:
-            async with asyncio.timeout(SLOT_START):
-                await slot._answer()
-        except (asyncio.IncompleteReadError, OSError, TimeoutError):
-            raise QnbError(f"a worker's child process did not start: {await slot.end()}") from None
-        return slot
+            here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            here = False
+        if here:
+            tell(report)
+        else:
+            loop.call_soon_threadsafe(tell, report)
 
-    async def _answer(self) -> bytes:
-        header = await self._reader.readexactly(HEADER.size)
-        return await self._reader.readexactly(HEADER.unpack(header)[0])
-
-    async def run(self, attempt: Attempt, server_ms: int) -> Outcome:
-        self._writer.write(run_frame(attempt, server_ms))
-        if attempt.code is not None:
-            self.functions.add(attempt.spec.function)
-        await self._writer.drain()
-        answer = asyncio.ensure_future(self._answer())
-        death = asyncio.ensure_future(self.process.wait())
-        try:
-            # A process that the body forked may keep the socket open when the child is gone.
-            await asyncio.wait((answer, death), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise EOFError
-            return outcome_of(attempt, answer.result())
-        finally:
-            answer.cancel()
-            death.cancel()
-
-    async def end(self) -> str:
-        """Kill the child and all it started; how it ended."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self.process.returncode is None and not self._reader.at_eof():
-                os.killpg(self.process.pid, signal.SIGKILL)
-        try:
-            code = await asyncio.wait_for(self.process.wait(), 2)
-        except TimeoutError:
-            self.process.kill()
-            code = await self.process.wait()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what the body left behind
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-        if code < 0:
-            return f"process {self.process.pid} was ended by signal {_signal(-code)}"
-        return f"process {self.process.pid} exited with status {code}"
-
-
-def _signal(number: int) -> str:
-    with contextlib.suppress(ValueError):
-        return signal.Signals(number).name
-    return str(number)
-
-
-class ProcessExecutor:
-    """Runs each body in one of ``slots`` child processes, reused while they live.
-
-    A child that dies is replaced at once; the job it ran raises :class:`SlotDied`.
-    """
-
-    def __init__(self, config: SlotConfig, clock: ServerClock, slots: int, url: str) -> None:
-        self.slots = slots
-        self._config = config
-        self._environment = {**os.environ, "QNB_REDIS_URL": url}  # App() in a task is this queue's
-        self._clock = clock
-        self._idle: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
-        self._all: set[_Slot] = set()
-        self._spares: set[asyncio.Task[object]] = set()
-
-    async def start(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self.slots):
-                group.create_task(self._add())
-
-    async def _add(self) -> None:
-        slot = await _Slot.start(self._config, self._environment)
-        self._all.add(slot)
-        self._idle.put_nowait(slot)
-
-    async def _replace(self) -> None:
-        attempt = 0
-        while True:
-            try:
-                await self._add()
-            except (QnbError, OSError):
-                attempt += 1
-                await asyncio.sleep(min(0.1 * 2**attempt, 5))
-            else:
-                return
-
-    def needs_code(self, spec: JobSpec) -> bool:
-        return bool(spec.function) and ":" not in spec.function
-
-    async def run(self, attempt: Attempt) -> Outcome:
-        slot = await self._idle.get()
-        whole = False
-        try:
-            if attempt.spec.function in slot.functions:
-                attempt = Attempt(attempt.spec, attempt.number, attempt.tries, attempt.call)
-            outcome = await slot.run(attempt, self._clock.now_ms())
-            whole = True
-        except (EOFError, OSError, ValueError, TypeError):
-            raise SlotDied(await slot.end()) from None
-        finally:
-            if whole:
-                self._idle.put_nowait(slot)
-            else:
-                self._discard(slot)
-        return outcome
-
-    def _discard(self, slot: _Slot) -> None:
-        self._all.discard(slot)
-        self._keep(slot.end())
-        self._keep(self._replace())
-
-    def _keep(self, work: Coroutine[Any, Any, object]) -> None:
-        task = asyncio.ensure_future(work)
-        self._spares.add(task)
-        task.add_done_callback(self._spares.discard)
-
-    async def close(self) -> None:
-        for task in tuple(self._spares):
-            task.cancel()
-        await asyncio.gather(*self._spares, return_exceptions=True)
-        await asyncio.gather(*(slot.end() for slot in self._all), return_exceptions=True)
-        self._all.clear()
+    return Reporter(send)

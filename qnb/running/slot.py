@@ -1,137 +1,339 @@
-"""A worker's child process: runs one job at a time for the supervisor that started it.
+"""A worker's child process: runs bodies for the supervisor that started it.
 
-``python -m qnb.running.slot FD`` speaks frames (4-byte length, msgpack) on the socket ``FD``. It
-knows nothing of the store; it dies with its supervisor, or when that closes the socket.
+``python -m qnb.running.slot FD PARENT`` speaks :mod:`~qnb.running.messages` on the socket ``FD``.
+It knows nothing of the store; it dies with its supervisor, or when that closes the socket.
+
+The main thread runs an event loop, and steps out of it to run a body that has the process to
+itself: ``asyncio.run``, signal handlers and plotting work there as in a script. Bodies that share
+the process are tasks of that loop, or threads beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
-import dataclasses
 import importlib
+import logging
 import os
 import signal
 import socket
-import struct
 import sys
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from qnb.clock import ServerClock
-from qnb.models import Ending, Failure, JobSpec, Outcome
-from qnb.registry import Registry
-from qnb.running.attempt import Attempt, Runner
+from qnb.models import ErrorContext, Report
+from qnb.registry import Registry, serving
+from qnb.running import capture
+from qnb.running.around import LifespanRun, fire
+from qnb.running.attempt import Attempt, Ended, Runner, context_of, found, task_of
+from qnb.running.context import Reporter, Running, running_as
+from qnb.running.measure import resident
+from qnb.running.messages import (
+    Said,
+    SlotConfig,
+    State,
+    Told,
+    attempt_of,
+    outcome_to,
+    reader,
+    report_to,
+)
+from qnb.running.progress import watch_tqdm
 from qnb.wire.codec import Codec
-from qnb.wire.envelope import Keys
 
-__all__ = ["SlotConfig", "frame", "from_frame", "outcome_of", "run_frame"]
+__all__ = ["Slot", "SlotConfig", "served"]
 
-HEADER = struct.Struct(">I")
+#: seconds for the lifespan's cleanup when the supervisor lets this process go
+CLEANUP = 2.0
+
+#: seconds that threads of a body are given to end by themselves
+THREADS = 0.05
+
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SlotConfig:
-    """What a child is told first."""
-
-    queue: str
-    key_file: str | None
-    max_payload: int
-    app: str | None  #: ``module:attribute`` whose registry it serves
-    path: list[str]  #: ``sys.path`` entries of the supervisor that are not the child's own
-
-
-def frame(message: Any) -> bytes:
-    data: bytes = msgpack.packb(message)
-    return HEADER.pack(len(data)) + data
-
-
-def run_frame(attempt: Attempt, server_ms: int) -> bytes:
-    """What the supervisor sends to have ``attempt`` run; ``server_ms`` is now, by the server."""
-    spec = dataclasses.astuple(attempt.spec)
-    return frame([server_ms, spec, attempt.number, attempt.tries, attempt.call, attempt.code])
+def served(config: SlotConfig) -> tuple[Codec, Registry]:
+    """The codec and the tasks, hooks and lifespan that ``config`` tells of."""
+    if config.app is not None:
+        module, _, attribute = config.app.partition(":")
+        app = getattr(importlib.import_module(module), attribute or "app")
+        return app._client.codec, app.registry
+    codec = Codec.of(config.options, config.url)
+    registry = Registry()
+    serving[config.options.queue_name] = registry
+    if config.setup is not None:
+        (lifespan, hooks), _ = codec.unpack_call("setup", config.setup)
+        registry.lifespan = lifespan
+        for hook in hooks:
+            registry.add_error_hook(hook)
+    return codec, registry
 
 
-def from_frame(attempt: Attempt, outcome: Outcome) -> bytes:
-    """What the child answers."""
-    return frame([attempt.spec.task_id, attempt.number, *dataclasses.astuple(outcome)])
+class Slot:
+    """The child's end of the socket."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._messages = reader()
+        self._sending = threading.Lock()
+        self._process = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._clock = ServerClock()
+        self._waiting: deque[list[Any]] = deque()  # what needs the process for itself
+        self._shared: dict[int, asyncio.Task[None]] = {}
+        self._threads = ThreadPoolExecutor(1000, thread_name_prefix="qnb-task")
+        self._loop.set_default_executor(self._threads)
+        self._own: set[int] = set()  # processes that belong to this one, not to a body
+        self._open = True
+        self._libc = ctypes.CDLL(None)
+
+    def start(self) -> bool:
+        """Read the configuration, import the app, begin its lifespan; whether that worked."""
+        data = self._link.recv(1 << 20)
+        self._messages.feed(data)
+        message: list[Any] | None = None
+        while data and (message := next(self._messages, None)) is None:
+            data = self._link.recv(1 << 20)
+            self._messages.feed(data)
+        if message is None:
+            return False
+        try:
+            config = SlotConfig.unpacked(message)
+            sys.path.extend(entry for entry in config.path if entry not in sys.path)
+            self._codec, self._registry = served(config)
+            serving[config.options.queue_name] = self._registry
+            # does nothing where the app has set logging up
+            logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+            self._limit = config.max_memory
+            self._runner = Runner(self._codec, self._registry, self._clock, shipped_first=True)
+            self._lifespan = LifespanRun(self._registry)
+            self._loop.run_until_complete(self._lifespan.start())
+        except Exception as error:
+            self._say(Said.FAILED, f"{type(error).__name__}: {error}")
+            raise
+        self._own = set(self._children())
+        self._say(Said.READY, bool(self._registry.error_hooks))
+        return True
+
+    def serve(self) -> None:
+        """Run what the supervisor sends, until it closes the socket."""
+        self._loop.add_reader(self._link, self._read)
+        for message in self._messages:
+            self._take(message)
+        while self._open:
+            if not self._waiting:
+                self._loop.run_forever()
+            while self._waiting:
+                self._alone(self._waiting.popleft())
+        self._loop.remove_reader(self._link)
+        with contextlib.suppress(TimeoutError):
+            self._loop.run_until_complete(asyncio.wait_for(self._lifespan.stop(), CLEANUP))
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            data = self._link.recv(1 << 18, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._open = False
+            self._loop.stop()
+            return
+        self._messages.feed(data)
+        for message in self._messages:
+            self._take(message)
+
+    def _take(self, message: list[Any]) -> None:
+        kind, seq, *_ = message
+        if kind == Told.STOP:
+            if task := self._shared.get(seq):
+                self._loop.call_soon(task.cancel)  # not before its first step: it must answer
+        elif kind == Told.HOOKS or message[2]:
+            self._waiting.append(message)
+            self._loop.stop()
+        else:
+            self._clock.set(message[3])
+            body = self._share(seq, attempt_of(message[4]))
+            self._shared[seq] = self._loop.create_task(body)
+
+    def _say(self, *message: Any) -> None:
+        data = msgpack.packb(message)
+        with self._sending, contextlib.suppress(OSError):  # its end is seen by reading
+            self._link.sendall(data)
+
+    def _reporter(self, seq: int) -> Reporter:
+        def send(report: Report) -> None:
+            self._say(Said.REPORT, seq, report_to(report))
+
+        return Reporter(send)
+
+    # -- bodies --------------------------------------------------------------------------------
+
+    def _alone(self, message: list[Any]) -> None:
+        """Run a body that has this process to itself."""
+        if message[0] == Told.HOOKS:
+            self._hooks(message)
+            return
+        _, seq, _, now, fields = message
+        self._clock.set(now)
+        attempt = attempt_of(fields)
+        streams = sys.stdout, sys.stderr
+        threads = threading.active_count()
+        reporter = self._reporter(seq)
+        if attempt.spec.is_async:
+            ended = self._on_loop(self._runner.run_async(attempt, reporter, alone=True))
+        else:
+            run = partial(self._runner.run, attempt, reporter, alone=True)
+            ended = copy_context().run(run)
+        if os.getpid() != self._process:  # the body forked, and this is its copy
+            os._exit(0)
+        if ended.failure is not None:
+            self._on_loop(self._fire(attempt, ended.failure, reporter))
+        sys.stdout, sys.stderr = streams
+        self._flush()
+        self._say(Said.ENDED, seq, self._state(threads), outcome_to(ended.outcome))
+
+    def _on_loop(self, work: Any) -> Any:
+        """Run ``work`` on the loop, which reads no messages meanwhile."""
+        self._loop.remove_reader(self._link)
+        try:
+            return self._loop.run_until_complete(work)
+        finally:
+            self._loop.add_reader(self._link, self._read)
+
+    async def _share(self, seq: int, attempt: Attempt) -> None:
+        """Run a body beside others."""
+        feed = capture.Feed(self._loop, lambda text: self._say(Said.TEXT, seq, text))
+        reporter = self._reporter(seq)
+        ended: Ended | None = None
+        with capture.capturing(feed):
+            try:
+                ended = await self._beside(attempt, reporter)
+                if ended.failure is not None:
+                    await self._fire(attempt, ended.failure, reporter)
+            except asyncio.CancelledError:
+                ended = None
+        if os.getpid() != self._process:
+            os._exit(0)
+        feed.close()
+        del self._shared[seq]
+        state = State.FINE
+        if not self._shared:
+            self._flush()
+            state = self._state(None)
+        if ended is None:
+            self._say(Said.STOPPED, seq, state)
+        else:
+            self._say(Said.ENDED, seq, state, outcome_to(ended.outcome))
+
+    async def _beside(self, attempt: Attempt, reporter: Reporter) -> Ended:
+        if attempt.spec.is_async or attempt.spec.policy.isolation != "thread":
+            return await self._runner.run_async(attempt, reporter)
+        work = self._loop.run_in_executor(
+            self._threads, copy_context().run, self._runner.run, attempt, reporter
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])  # it has not ended before its thread has
+            raise
+
+    def _hooks(self, message: list[Any]) -> None:
+        _, seq, now, fields, error, text, again = message
+        self._clock.set(now)
+        attempt = attempt_of(fields)
+        told = context_of(attempt, found(error, text), will_retry=again)
+        self._on_loop(self._fire(attempt, told, self._reporter(seq)))
+        self._flush()
+        self._say(Said.HOOKED, seq, State.FINE)
+
+    async def _fire(self, attempt: Attempt, failure: ErrorContext, reporter: Reporter) -> None:
+        with running_as(Running(task_of(attempt), reporter)):
+            await fire(self._registry, failure)
+
+    # -- after a body --------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Bring what was printed on its way before the outcome is."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # the body may have closed it
+                stream.flush()
+        self._libc.fflush(None)
+
+    def _state(self, threads: int | None) -> State:
+        if self._left_processes() or (threads is not None and self._left_threads(threads)):
+            return State.LEFT
+        return State.WORN if self._limit and resident() > self._limit else State.FINE
+
+    def _children(self) -> list[int]:
+        if hasattr(os, "waitid"):
+            try:
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return []  # nearly always; one cheap call
+        import psutil
+
+        return [child.pid for child in psutil.Process().children()]
+
+    def _left_processes(self) -> bool:
+        """Whether processes of the body live on; those that have ended are collected."""
+        left = False
+        for pid in self._children():
+            if pid not in self._own:
+                try:
+                    left |= os.waitpid(pid, os.WNOHANG)[0] == 0
+                except ChildProcessError:
+                    continue
+        return left
+
+    def _left_threads(self, before: int) -> bool:
+        if threading.active_count() <= before:
+            return False
+        left = False
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.main_thread():
+                thread.join(THREADS)
+                left |= thread.is_alive() and "qnb-task" not in thread.name
+        return left
 
 
-def outcome_of(attempt: Attempt, data: bytes) -> Outcome:
-    """What the supervisor reads of it; ``ValueError`` if it does not answer ``attempt``."""
-    task_id, number, *answer = msgpack.unpackb(data)
-    if (task_id, number) != (attempt.spec.task_id, attempt.number):
-        raise ValueError("the answer is to another attempt")
-    ending, tries, start, finish, result, failure, *rest = answer
-    return Outcome(
-        Ending(ending), tries, start, finish, result, Failure(*failure) if failure else None, *rest
-    )
-
-
-def _read(link: socket.socket) -> bytes | None:
-    def exactly(size: int) -> bytearray | None:
-        data = bytearray(size)
-        view, at = memoryview(data), 0
-        while at < size:
-            got = link.recv_into(view[at:])
-            if not got:
-                return None
-            at += got
-        return data
-
-    header = exactly(HEADER.size)
-    body = exactly(HEADER.unpack(header)[0]) if header else None
-    return bytes(body) if body is not None else None
-
-
-def _die_with(parent: int) -> None:
+def _bind_to(parent: int) -> None:
+    """Die with the supervisor, and be the parent of all orphans of this process's children."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if os.getppid() != parent:  # it died before the lines above
         os._exit(1)
-
-
-def _registry(app: str | None) -> Registry:
-    if app is None:
-        return Registry()
-    module, _, attribute = app.partition(":")
-    registry: Registry = getattr(importlib.import_module(module), attribute).registry
-    return registry
 
 
 def main(fd: int, parent: int) -> None:
     """Serve the supervisor ``parent`` on the socket ``fd`` until it closes."""
-    _die_with(parent)
+    _bind_to(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides when to stop
-    link = socket.socket(fileno=fd)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(  # type: ignore[union-attr]
+            encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
+    capture.divert(through=False)
+    watch_tqdm()
     os.set_inheritable(fd, False)
-    hello = _read(link)
-    if hello is None:
-        return
-    config = SlotConfig(*msgpack.unpackb(hello))
-    sys.path[:] = [*sys.path, *(entry for entry in config.path if entry not in sys.path)]
-    codec = Codec(
-        Keys.load(config.queue, config.key_file), config.queue, max_payload=config.max_payload
-    )
-    clock = ServerClock()
-    runner = Runner(codec, _registry(config.app), clock, shipped_first=True)
-    link.sendall(frame("ready"))
-    this = os.getpid()
-    with asyncio.Runner() as loop:
-        while (data := _read(link)) is not None:
-            server_ms, spec, number, tries, call, code = msgpack.unpackb(data)
-            clock.set(server_ms)
-            attempt = Attempt(JobSpec(*spec), number, tries, call, code)
-            if attempt.spec.is_async:
-                outcome = loop.run(runner.run_async(attempt))
-            else:
-                outcome = runner.run(attempt)
-            if os.getpid() != this:  # the body forked, and this is its copy
-                os._exit(0)
-            link.sendall(from_frame(attempt, outcome))
+    slot = Slot(socket.socket(fileno=fd))
+    if slot.start():
+        slot.serve()
 
 
 if __name__ == "__main__":

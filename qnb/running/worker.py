@@ -15,95 +15,118 @@ import secrets
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Container
+from functools import partial
 from typing import Any
 
 from qnb.batching import Batcher
 from qnb.clock import backoff, jittered
 from qnb.errors import BrokerError
 from qnb.models import Ending, Failure, JobSpec, Outcome
-from qnb.options import AppOptions
-from qnb.running.attempt import Attempt
-from qnb.running.executors import Executor, SlotDied
+from qnb.registry import Registry
+from qnb.running.attempt import Attempt, retry_delay
+from qnb.running.executors import Executor, SlotDied, SlotLost
+from qnb.running.intake import LEAVE, Intake
+from qnb.running.newsroom import Newsroom
+from qnb.running.timers import Timers
+from qnb.storage.leases import Leases
 from qnb.storage.records import MAX_LOST_STARTS, Claimed, Finished
-from qnb.storage.store import Store
+from qnb.storage.scripts import UNFINISHED_TTL_MS
+from qnb.storage.store import Store, aborted, expired
+from qnb.wire.codec import Codec
 
 __all__ = ["Worker"]
 
 log = logging.getLogger("qnb.worker")
 
-#: seconds a claim waits for a job before it looks around
-CLAIM_BLOCK = 1.0
-
 #: shipped functions kept as bytes, to hand to executors
 KEPT_CODE = 64
 
 
+#: seconds after which a lingering worker believes that its server will not come back
+GIVE_UP = 600.0
+
+
 class Worker:
-    """Serves one queue until :meth:`stop`, or until it is drained if ``burst``.
+    """Serves one queue until :meth:`stop`, or until its lanes are empty if ``burst``.
 
     Belongs to the event loop that runs :meth:`run`. ``linger`` seconds without a job end it too.
+    ``registry`` has the schedules it starts, ``codec`` signs their calls and knows the blob store.
     """
 
     def __init__(  # noqa: PLR0913 - its parts, and how it leaves
         self,
         store: Store,
         executor: Executor,
-        options: AppOptions,
         *,
+        registry: Registry | None,
+        codec: Codec,
         burst: bool = False,
         linger: float | None = None,
         says: dict[str, Any] | None = None,
+        environment: tuple[str, bytes] | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._consumer = f"{self.id}~{options.lease_ms}"
         self._store = store
+        self._clock = store.clock
         self._executor = executor
-        self._options = options
-        self._burst = burst
-        self._linger = linger
+        self._options = store.options
         self._says = says or {}
-        self._held: dict[str, Claimed] = {}
+        self._environment = environment
+        self._linger = linger
+        self._blobs = codec.blobs
+        self._started = 0
+        self._leases = Leases(store, f"{self.id}~{self._options.lease_ms}")
+        self._timers = Timers(self._leases, registry, codec)
+        self._news = Newsroom(self._leases)
+        self._intake = Intake(
+            self._leases, executor, registry or Registry(), burst=burst, linger=linger
+        )
         self._attempts: dict[str, asyncio.Task[None]] = {}
-        self._begun: set[str] = set()  # entries whose body has been started, and not reported yet
-        self._running: set[str] = set()  # entries whose body runs
+        self._asked: dict[str, str] = {}  # refs of jobs to be aborted, and by whom
+        self._begun: set[str] = set()  # refs whose body has been started, and not reported yet
+        self._running: set[str] = set()  # refs whose body runs
         self._code: OrderedDict[str, bytes] = OrderedDict()
         self._done = 0
-        self._changed = asyncio.Event()  # a slot is free, or the worker should stop
-        self._stopping = False
         self._marks: Batcher[tuple[Claimed, int], None] = Batcher(self._send_marks)
         self._ends: Batcher[Finished, bool] = Batcher(self._send_ends)
 
     def stop(self) -> None:
         """Claim nothing more, let running jobs finish, then leave. Call it on the worker's loop."""
-        self._stopping = True
-        self._changed.set()
+        self._intake.stop()
 
     async def run(self) -> None:
         """Serve until stopped."""
-        await self._store.open()
-        await self._store.join()
-        await self._executor.start()
-        await self._heartbeat()
         try:
+            await self._store.open()
+            await self._leases.join()
+            await self._executor.start()
+            self._started = self._clock.now_ms()
+            await self._describe()
+            await self._heartbeat()
             async with asyncio.TaskGroup() as group:
                 loops = [
                     group.create_task(self._every(self._lease / 3, self._renew), name="qnb-renew"),
                     group.create_task(
                         self._every(self._lease / 3, self._recover), name="qnb-recover"
                     ),
-                    group.create_task(self._every(60, self._store.sweep_index), name="qnb-sweep"),
+                    group.create_task(self._every(60, self._leases.sweep_index), name="qnb-sweep"),
+                    group.create_task(self._every(3600, self._tidy), name="qnb-tidy"),
+                    group.create_task(self._timers.run(), name="qnb-timers"),
+                    group.create_task(self._news.run(), name="qnb-news"),
+                    group.create_task(self._obey(), name="qnb-control"),
                 ]
-                await self._claim_all(group)
+                await self._intake.run(partial(self._launch, group), self._reclaim)
                 for loop in loops:
                     loop.cancel()
         finally:
             await self._executor.close()
-            with contextlib.suppress(BrokerError):  # else they are recovered by their leases
-                await self._marks.flush()
-                await self._ends.flush()
-                left = await self._store.unseen(self._consumer, ())
-                await self._release(left, begun=self._begun)
-                await self._store.leave(self.id, self._consumer)
+            with contextlib.suppress(BrokerError, TimeoutError):  # else their leases run out
+                async with asyncio.timeout(LEAVE):
+                    await self._marks.flush()
+                    await self._ends.flush()
+                    await self._release(await self._leases.unseen(()), begun=self._begun)
+                    await self._leases.leave(self.id)
+            await self._leases.drop_claim()
 
     @property
     def _lease(self) -> float:
@@ -117,127 +140,147 @@ class Worker:
             except BrokerError as error:
                 log.warning("%s", error)
 
-    # -- claiming ------------------------------------------------------------------------------
-
-    async def _claim_all(self, group: asyncio.TaskGroup) -> None:
-        """Claim as many jobs as there are free slots, until it is time to leave."""
-        loop = asyncio.get_running_loop()
-        idle_since = loop.time()
-        failures = 0
-        while not self._stopping:
-            free = self._executor.slots - len(self._held)
-            if free <= 0:
-                self._changed.clear()
-                await self._changed.wait()
-                continue
-            try:
-                jobs = await (self._reclaim() if failures else self._claim(free))
-                failures = 0
-                for claimed in jobs:
-                    self._launch(claimed, group)
-                if jobs or self._held:
-                    idle_since = loop.time()
-                elif await self._may_leave(loop.time() - idle_since):
-                    return
-            except BrokerError as error:
-                log.warning("%s", error)
-                if self._linger is not None and loop.time() - idle_since >= self._linger:
-                    raise  # nobody has needed this worker, and its server is gone
-                await asyncio.sleep(backoff(failures))
-                failures += 1
-        with contextlib.suppress(BrokerError):  # else they are recovered when the lease is over
-            await self._release(await self._store.unseen(self._consumer, self._held))
-        while self._held:
-            self._changed.clear()
-            await self._changed.wait()
-
     async def _reclaim(self) -> list[Claimed]:
         """After a lost connection: what was delivered on it, and never seen."""
-        await self._store.join()
+        await self._leases.join()
         await self._heartbeat()
-        return await self._store.unseen(self._consumer, self._held)
-
-    async def _may_leave(self, idle: float) -> bool:
-        if self._burst:
-            return await self._store.queue_size() == 0
-        return self._linger is not None and idle >= self._linger
-
-    async def _claim(self, count: int) -> list[Claimed]:
-        if self._burst:
-            jobs = await self._store.claim(self._consumer, count, 0)
-            if not jobs and self._held:
-                self._changed.clear()
-                await self._changed.wait()
-            return jobs
-        claim = asyncio.ensure_future(
-            self._store.claim(self._consumer, count, int(CLAIM_BLOCK * 1000))
-        )
-        stop = asyncio.ensure_future(self._until_stopping())
-        try:
-            await asyncio.wait((claim, stop), return_when=asyncio.FIRST_COMPLETED)
-            if claim.done():
-                return claim.result()
-        finally:
-            stop.cancel()
-            if not claim.done():  # what it was about to get is found by `unseen`
-                claim.cancel()
-                with contextlib.suppress(asyncio.CancelledError, BrokerError):
-                    await claim
-                await self._store.drop_claim()
-        return []
-
-    async def _until_stopping(self) -> None:
-        while not self._stopping:
-            self._changed.clear()
-            await self._changed.wait()
+        return await self._leases.unseen(self._intake.held.values())
 
     async def _release(self, jobs: list[Claimed], begun: Container[str] = ()) -> None:
         """Hand jobs back; those whose body had ``begun`` lose a start by it."""
-        now = self._store.clock.now_ms()
+        now = self._clock.now_ms()
         for claimed in jobs:
-            lost = _lost(claimed.spec, now, f"worker {self.id} was stopped")
-            await self._store.give_back(claimed, lost, begun=claimed.entry in begun)
+            lost = _lost(claimed, now, f"worker {self.id} was stopped")
+            await self._leases.give_back(claimed, lost, begun=claimed.ref in begun)
 
     # -- running -------------------------------------------------------------------------------
 
-    def _launch(self, claimed: Claimed, group: asyncio.TaskGroup) -> None:
-        self._held[claimed.entry] = claimed
+    def _launch(self, group: asyncio.TaskGroup, claimed: Claimed) -> None:
         task = group.create_task(self._attempt(claimed), name="qnb-attempt")
-        self._attempts[claimed.entry] = task
-        task.add_done_callback(lambda _: self._let_go(claimed.entry))
+        self._attempts[claimed.ref] = task
+        task.add_done_callback(lambda _: self._let_go(claimed))
 
-    def _let_go(self, entry: str) -> None:
-        self._held.pop(entry, None)
-        self._attempts.pop(entry, None)
+    def _let_go(self, claimed: Claimed) -> None:
+        del self._attempts[claimed.ref]
+        self._asked.pop(claimed.ref, None)
+        self._news.forget(claimed.ref)
         self._done += 1
-        self._changed.set()
+        self._intake.let_go(claimed)
 
     async def _attempt(self, claimed: Claimed) -> None:
-        attempt = Attempt(
-            claimed.spec, claimed.attempt, claimed.starts + 1, claimed.call,
-            await self._code_for(claimed.spec),
-        )  # fmt: skip
-        start = self._store.clock.now_ms()
-        self._begun.add(claimed.entry)
-        self._running.add(claimed.entry)
-        self._marks.put((claimed, start)).add_done_callback(_retrieved)
-        try:
-            outcome = await self._executor.run(attempt)
-        except SlotDied as death:
-            log.warning("job %r of task %r: %s", claimed.spec.task_id, claimed.spec.fn_name, death)
-            lost = _lost(claimed.spec, self._store.clock.now_ms(), str(death), start)
-            await self._patiently(lambda: self._store.give_back(claimed, lost, begun=True))
-            self._begun.discard(claimed.entry)
+        """Run a held job once, and say in the store what became of it."""
+        outcome = await self._outcome(claimed)
+        if outcome is None:  # it was handed back
             return
-        finally:
-            self._running.discard(claimed.entry)
-        accepted = await self._ends.put(Finished(claimed, outcome))
-        self._begun.discard(claimed.entry)
-        if not accepted:
-            log.warning(
-                "job %r of task %r: another worker had taken it over; attempt %d is dropped",
-                claimed.spec.task_id, claimed.spec.fn_name, claimed.attempt,
+        self._intake.took(outcome.finish - outcome.start)
+        if outcome.retry_in_ms is not None:
+            await self._news.flush([claimed.ref])
+            answer = await self._patiently(partial(self._leases.retry, claimed, outcome))
+            if answer == 2:  # an abort was asked for while it ran
+                outcome = self._aborted(claimed, outcome.start, "before its next attempt")
+            elif answer == 0:
+                self._stale(claimed)
+        if outcome.retry_in_ms is None and not await self._ends.put(
+            Finished(claimed, outcome, self._news.has_log(claimed.ref))
+        ):
+            self._stale(claimed)
+        self._begun.discard(claimed.ref)
+
+    async def _outcome(self, claimed: Claimed) -> Outcome | None:
+        """How the attempt ended; None if its process was lost and the job has been put back."""
+        spec, start = claimed.spec, self._clock.now_ms()
+        if claimed.expires_at is not None and claimed.expires_at <= start:
+            self._intake.entered(claimed)
+            return expired(spec.task_id, claimed.starts, start)
+        try:
+            code = await self._code_for(spec)
+            if claimed.ref in self._asked:
+                return self._aborted(claimed, start, "before it was started")
+            attempt = Attempt(
+                spec, claimed.attempt, claimed.starts + 1, claimed.call, code,
+                claimed.lost,
             )  # fmt: skip
+            start = self._clock.now_ms()
+            self._begun.add(claimed.ref)
+            self._running.add(claimed.ref)
+            self._marks.put((claimed, start)).add_done_callback(_retrieved)
+            return await self._run(claimed, attempt, start)
+        except SlotDied as death:
+            log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, death)
+            await self._crashed(claimed, str(death), start)
+            return None
+        except SlotLost as loss:
+            log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, loss)
+            back = _lost(claimed, self._clock.now_ms(), str(loss), start)
+            await self._patiently(lambda: self._leases.give_back(claimed, back, begun=False))
+            self._begun.discard(claimed.ref)
+            return None
+        except asyncio.CancelledError:
+            if claimed.ref not in self._asked:
+                raise
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+            return self._aborted(claimed, start, "while it ran")
+        finally:
+            self._intake.entered(claimed)
+            self._running.discard(claimed.ref)
+
+    async def _run(self, claimed: Claimed, attempt: Attempt, start: int) -> Outcome:
+        hear = partial(self._news.hear, claimed)
+        self._intake.entered(claimed)
+        limit = claimed.spec.policy.timeout_ms
+        if limit is None:
+            return await self._executor.run(attempt, hear)
+        watch = asyncio.timeout(limit / 1000)
+        try:
+            async with watch:
+                return await self._executor.run(attempt, hear)
+        except TimeoutError:
+            if not watch.expired():
+                raise
+        return await self._overtime(attempt, start, limit)
+
+    async def _overtime(self, attempt: Attempt, start: int, limit: int) -> Outcome:
+        spec, delay = attempt.spec, retry_delay(attempt.spec.policy, attempt.failures)
+        message = f"job {spec.task_id!r} ran longer than its timeout of {limit / 1000:g} s"
+        if not self._executor.stops(spec):
+            message += "; its thread cannot be stopped and runs on"
+        await self._executor.report_failure(
+            attempt, "TimeoutError", message, will_retry=delay is not None
+        )
+        return Outcome(
+            ending=Ending.FAILED,
+            tries=attempt.tries,
+            start=start,
+            finish=self._clock.now_ms(),
+            failure=Failure("TimeoutError", message, f"TimeoutError({message!r})"),
+            retry_in_ms=delay,
+        )
+
+    async def _crashed(self, claimed: Claimed, how: str, start: int) -> None:
+        """A body has ended its process: the job is put back, or ended if that was too often."""
+        lost = _lost(claimed, self._clock.now_ms(), how, start)
+        await self._news.flush([claimed.ref])
+        lives = await self._patiently(lambda: self._leases.give_back(claimed, lost, begun=True))
+        self._begun.discard(claimed.ref)
+        if not lives and lost.failure is not None:
+            attempt = Attempt(claimed.spec, claimed.attempt, claimed.starts + 1, claimed.call)
+            await self._executor.report_failure(
+                attempt, "WorkerCrashed", lost.failure.message, will_retry=False
+            )
+
+    def _aborted(self, claimed: Claimed, start: int, when: str) -> Outcome:
+        how = f"aborted {when} by {self._asked.get(claimed.ref, 'its client')}"
+        if not self._executor.stops(claimed.spec):
+            how += "; its thread cannot be stopped and runs on"
+        now = self._clock.now_ms()
+        return aborted(claimed.spec.task_id, claimed.starts + 1, now, how, start)
+
+    def _stale(self, claimed: Claimed) -> None:
+        log.warning(
+            "job %r of task %r: another worker had taken it over; attempt %d is dropped",
+            claimed.spec.task_id, claimed.spec.fn_name, claimed.attempt,
+        )  # fmt: skip
 
     async def _code_for(self, spec: JobSpec) -> bytes | None:
         if not self._executor.needs_code(spec):
@@ -252,49 +295,105 @@ class Worker:
         return code
 
     async def _patiently(self, act: Callable[[], Awaitable[Any]]) -> Any:
-        """``act``, again and again until the store has taken it."""
-        attempt = 0
+        """``act``, again and again until the store has taken it.
+
+        Only a worker with a ``linger`` gives up: its server may be gone with its user's session.
+        """
+        loop = asyncio.get_running_loop()
+        attempt, since = 0, loop.time()
         while True:
             try:
                 return await act()
             except BrokerError as error:
                 log.warning("%s", error)
+                if self._linger is not None and loop.time() - since > max(self._linger, GIVE_UP):
+                    raise
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
 
     async def _send_marks(self, marks: list[tuple[Claimed, int]]) -> list[None]:
         # A body that is over already needs no mark: its end says all.
-        still = [mark for mark in marks if mark[0].entry in self._running]
+        still = [mark for mark in marks if mark[0].ref in self._running]
         if still:
-            await self._store.start(self.id, still)
+            await self._leases.start(self.id, still)
         return [None] * len(marks)
 
     async def _send_ends(self, ends: list[Finished]) -> list[bool]:
-        accepted: list[bool] = await self._patiently(lambda: self._store.finish(ends))
+        await self._news.flush([end.claimed.ref for end in ends])
+        accepted: list[bool] = await self._patiently(lambda: self._leases.finish(ends))
         return accepted
 
-    # -- leases --------------------------------------------------------------------------------
+    # -- leases and commands -------------------------------------------------------------------
+
+    async def _obey(self) -> None:
+        """Hear what clients ask of all workers; what was said unheard is found in the store."""
+        again = asyncio.Event()
+        catching_up = asyncio.ensure_future(self._catch_up(again))
+        try:
+            async for message in self._store.hear(self._store.keys.control, again.set):
+                if message[:1] == b"w":
+                    self._timers.due_at(float(message[1:]))
+                elif message[:1] == b"a":
+                    task_id = message[1:].decode("utf-8", "replace")
+                    if any(c.spec.task_id == task_id for c in self._intake.held.values()):
+                        again.set()
+        finally:
+            catching_up.cancel()
+
+    async def _catch_up(self, again: asyncio.Event) -> None:
+        while True:
+            await again.wait()
+            again.clear()
+            with contextlib.suppress(BrokerError):  # the next renewal asks again
+                self._abort(await self._leases.asked(list(self._intake.held.values())))
+
+    def _abort(self, asked: dict[str, str]) -> None:
+        for ref, who in asked.items():
+            if ref in self._asked:
+                continue
+            self._asked[ref] = who
+            if ref in self._running:
+                self._attempts[ref].cancel()
+            else:
+                self._intake.start_now(ref)  # if it waits here; its attempt ends at once
 
     async def _renew(self) -> None:
-        """Keep what is held; stop what another worker has taken over."""
-        held = dict(self._held)
-        kept = await self._store.renew(self._consumer, list(held.values()))
-        for entry in held.keys() - kept:
-            if task := self._attempts.get(entry):
-                log.warning("job %r was taken over; stopping it", held[entry].spec.task_id)
-                self._begun.discard(entry)
+        """Keep what is held; stop what another worker has taken over, or what is to be aborted."""
+        held = dict(self._intake.held)
+        kept, asked = await self._leases.renew(list(held.values()))
+        for ref in held.keys() - kept:
+            if task := self._attempts.get(ref):
+                log.warning("job %r was taken over; stopping it", held[ref].spec.task_id)
+                self._begun.discard(ref)
                 task.cancel()
+            else:
+                self._intake.drop(ref)
+        self._abort({ref: who for ref, who in asked.items() if ref in self._intake.held})
         await self._heartbeat()
 
+    async def _describe(self) -> None:
+        """Keep the description of this environment where clients find it."""
+        if self._environment is not None:
+            await self._leases.put_environment(*self._environment)
+
+    async def _tidy(self) -> None:
+        await self._describe()
+        if self._blobs is not None:
+            longest = UNFINISHED_TTL_MS + self._options.result_ttl_ms
+            await asyncio.to_thread(self._blobs.sweep, longest / 1000)
+
     async def _heartbeat(self) -> None:
-        await self._store.heartbeat(
+        await self._leases.heartbeat(
             self.id,
             {
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "slots": self._executor.slots,
-                "running": len(self._held),
+                "running": len(self._running),
                 "done": self._done,
+                "started": self._started,
+                "load": os.getloadavg()[0],
+                "env": self._environment[0] if self._environment else "",
                 **self._says,
             },
             self._options.lease_ms,
@@ -302,14 +401,21 @@ class Worker:
 
     async def _recover(self) -> None:
         """Take jobs from workers that have fallen silent."""
-        for spec, entry, lease, holder in await self._store.overdue(self._options.lease_ms):
-            now = self._store.clock.now_ms()
+        for overdue in await self._leases.overdue():
+            spec, *_, holder = overdue
             reason = f"worker {holder.rpartition('~')[0]} fell silent"
-            if await self._store.recover(spec, entry, lease, _lost(spec, now, reason)):
+            lost = _lost_outcome(spec, self._clock.now_ms(), reason)
+            if await self._leases.recover(overdue, lost):
                 log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, reason)
 
 
-def _lost(spec: JobSpec, now: int, reason: str, start: int | None = None) -> Outcome:
+def _lost(claimed: Claimed, now: int, reason: str, start: int | None = None) -> Outcome:
+    return _lost_outcome(claimed.spec, now, reason, claimed.starts + 1, start)
+
+
+def _lost_outcome(
+    spec: JobSpec, now: int, reason: str, tries: int = MAX_LOST_STARTS, start: int | None = None
+) -> Outcome:
     """How a job ends that has lost its worker too often."""
     message = (
         f"job {spec.task_id!r} of task {spec.fn_name!r} lost its worker {MAX_LOST_STARTS} times: "
@@ -317,7 +423,7 @@ def _lost(spec: JobSpec, now: int, reason: str, start: int | None = None) -> Out
     )
     return Outcome(
         ending=Ending.CRASHED,
-        tries=MAX_LOST_STARTS,
+        tries=tries,
         start=now if start is None else start,
         finish=now,
         failure=Failure("WorkerCrashed", message, f"WorkerCrashed({message!r})"),

@@ -16,13 +16,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 from qnb.clock import ServerClock, backoff
 from qnb.errors import BrokerError, InvalidOption, StoreFull, UnsafeStore
+from qnb.storage.keys import KeySpace
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from qnb.storage.scripts import Scripts
 
-__all__ = ["Connection", "check_url", "masked"]
+__all__ = ["Connection", "cancellable", "check_url", "masked"]
 
 #: seconds for which a command waits for a server that was there before
 PATIENCE = 10.0
@@ -86,11 +87,26 @@ def check_url(url: str, *, insecure: bool = False) -> str:
     return url
 
 
+async def cancellable(work: Awaitable[T]) -> T:
+    """``await work``, and be cancelled by it if that was asked for meanwhile.
+
+    redis-py sends with ``asyncio.wait_for``, which on Python 3.11 may forget a cancellation; a loop
+    that forgets one would never end.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    done = await work
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return done
+
+
 class Connection:
     """The server at ``url``, for one event loop."""
 
-    def __init__(self, url: str, *, allow_volatile: bool = False) -> None:
+    def __init__(self, url: str, keys: KeySpace, *, allow_volatile: bool = False) -> None:
         self.url = url
+        self._keys = keys
         self.clock = ServerClock()
         self._allow_volatile = allow_volatile
         self._redis: Redis | None = None
@@ -134,7 +150,7 @@ class Connection:
                     await client.aclose()
                 raise
             self._redis = client
-            self._scripts = Scripts(client)
+            self._scripts = Scripts(client, self._keys)
             self._reached = True
 
     async def _check(self, client: Redis) -> None:
@@ -189,7 +205,7 @@ class Connection:
         attempt = 0
         while True:
             try:
-                return await command()
+                return await cancellable(command())
             except (refused.ConnectionError, refused.TimeoutError, OSError) as error:
                 if isinstance(error, refused.AuthenticationError | refused.AuthorizationError):
                     raise BrokerError(

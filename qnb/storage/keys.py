@@ -3,33 +3,44 @@
 All keys of a queue share one hash tag, ``qnb:{queue}:``, so that they live in one cluster slot and
 one ACL pattern covers them.
 
-=================== ====== ============================ ========================================
-key                 type   lifetime                     what it holds, who writes it
-=================== ====== ============================ ========================================
-``lane:<name>``     stream structural                   entries ``j a n t m p`` (job key,
-                                                        attempt, starts before it, enqueue
-                                                        time, spec, small call): one
-                                                        per waiting or held job; group ``qnb``
-                                                        is the lease. enqueue, claim, recover,
-                                                        finish
-``delayed``         zset   structural                   job key by due time
-``jobs``            zset   structural                   job key by enqueue time; swept of
-                                                        expired jobs by workers
-``workers``         zset   structural                   worker id by time of its last heartbeat;
-                                                        swept by workers
-``job:<hex>``       hash   30 d, then ``result_ttl_ms`` the job's record: ``m`` spec, ``p`` call,
-                           after its end                ``t`` enqueue time, ``s`` state, ``a``
-                                                        attempt, ``n`` starts, ``e`` entry,
-                                                        ``b`` start, ``w`` worker, ``o`` outcome,
-                                                        ``r`` result. enqueue, start, recover,
-                                                        finish
-``func:<hex>``      string 30 d after its last use      a function shipped by value, signed.
-                                                        client
-``worker:<hex>``    string three heartbeats             what a worker says of itself. worker
-=================== ====== ============================ ========================================
+==================== ====== ============================ =======================================
+key                  type   lifetime                     what it holds, who writes it
+==================== ====== ============================ =======================================
+``lane:<name>``      stream structural                   entries ``j a n c t m p x`` (job key,
+                                                         attempt, starts and lost starts before
+                                                         it, enqueue time, spec, small call,
+                                                         expiry): one per waiting or held job;
+                                                         group ``qnb`` is the lease. enqueue,
+                                                         promote, retry, rerun, cron
+``back:<lane>``      stream structural                   the same, of what a worker handed back or
+                                                         lost: served before its lane. recover
+``delayed:<lane>``   zset   structural                   job key by due time. enqueue, retry,
+                                                         promote
+``expiring:<lane>``  zset   structural                   job key by expiry; swept by expire.
+                                                         enqueue
+``jobs``             zset   structural                   job key by enqueue time; swept of
+                                                         expired jobs by workers
+``workers``          zset   structural                   worker id by time of its last heartbeat;
+                                                         swept by workers
+``job:<hex>``        hash   30 d, then ``result_ttl_ms`` the job's record: ``m`` spec, ``p`` call,
+                            after its end                ``t`` enqueue time, ``s`` state, ``a``
+                                                         attempt, ``n`` starts, ``c`` lost starts,
+                                                         ``e`` entry, ``d`` due, ``x`` expiry,
+                                                         ``b`` start, ``w`` worker, ``g`` report,
+                                                         ``f`` last failure, ``k`` abort asked by,
+                                                         ``l`` ``ld`` log bytes kept and dropped,
+                                                         ``o`` outcome, ``r`` result
+``log:<hex>``        list   as its job                   output of the body in pieces, a ring of
+                                                         1 MB. report
+``func:<digest>``    string 30 d from its last submit    a function by value, signed
+``env:<digest>``     string 1 d from a worker's start    packages of a worker's environment
+``worker:<hex>``     string a lease                      what a worker says of itself
+``cron:<hex>``       string two periods and 10 min       an occurrence that has been enqueued
+==================== ====== ============================ =======================================
 
 Times are epoch milliseconds by the server's clock. States are ``q`` queued, ``d`` delayed,
-``r`` running, ``c`` complete. The channel ``notice:<hex>`` carries news of one client's jobs.
+``r`` running, ``c`` complete. Two kinds of channel carry news: ``notice:<client>`` of one client's
+jobs, ``control`` to all workers (``a<task id>`` abort, ``w<time>`` something is due then).
 """
 
 from __future__ import annotations
@@ -42,10 +53,10 @@ __all__ = ["EXPIRING", "GROUP", "STRUCTURAL", "KeySpace", "job_hex"]
 GROUP = "qnb"
 
 #: kinds of key that stay; each is bounded by what is waiting, or swept
-STRUCTURAL = ("lane", "delayed", "jobs", "workers")
+STRUCTURAL = ("lane", "back", "delayed", "expiring", "jobs", "workers")
 
 #: kinds of key that always carry a time to live
-EXPIRING = ("job", "func", "worker")
+EXPIRING = ("job", "log", "func", "env", "worker", "cron")
 
 
 def job_hex(task_id: str) -> str:
@@ -56,16 +67,25 @@ def job_hex(task_id: str) -> str:
 class KeySpace:
     """The keys of one queue."""
 
-    __slots__ = ("delayed", "jobs", "prefix", "workers")
+    __slots__ = ("control", "jobs", "prefix", "workers")
 
     def __init__(self, queue: str) -> None:
         self.prefix = f"qnb:{{{queue}}}:"
-        self.delayed = self.prefix + "delayed"
         self.jobs = self.prefix + "jobs"
         self.workers = self.prefix + "workers"
+        self.control = self.prefix + "control"
 
     def lane(self, name: str) -> str:
         return f"{self.prefix}lane:{name}"
+
+    def back(self, lane: str) -> str:
+        return f"{self.prefix}back:{lane}"
+
+    def delayed(self, lane: str) -> str:
+        return f"{self.prefix}delayed:{lane}"
+
+    def expiring(self, lane: str) -> str:
+        return f"{self.prefix}expiring:{lane}"
 
     def job(self, task_id: str) -> str:
         return f"{self.prefix}job:{job_hex(task_id)}"
@@ -74,11 +94,21 @@ class KeySpace:
         """The key of the job whose :func:`job_hex` is ``hex_``."""
         return f"{self.prefix}job:{hex_}"
 
+    def log(self, task_id: str, enqueue_time: int) -> str:
+        """Of one run of the job: a fresh run has a fresh log."""
+        return f"{self.prefix}log:{job_hex(task_id)}.{enqueue_time}"
+
     def function(self, digest: str) -> str:
         return f"{self.prefix}func:{digest}"
 
+    def environment(self, digest: str) -> str:
+        return f"{self.prefix}env:{digest}"
+
     def worker(self, worker_id: str) -> str:
         return f"{self.prefix}worker:{job_hex(worker_id)}"
+
+    def cron(self, name: str, occurrence: int) -> str:
+        return f"{self.prefix}cron:{job_hex(f'{name}@{occurrence}')}"
 
     def channel(self, client: str) -> str:
         """The pub/sub channel (not a key) on which ``client`` hears of its jobs."""

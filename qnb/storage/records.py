@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, cast
 
 import msgpack
 
-from qnb.models import Ending, Failure, JobRecord, JobSpec, JobState, Outcome
+from qnb.models import (
+    Ending,
+    Failure,
+    Frame,
+    JobRecord,
+    JobSpec,
+    JobState,
+    Outcome,
+    Policy,
+    Report,
+)
 
 __all__ = [
     "FIELDS",
     "MAX_LOST_STARTS",
+    "Call",
     "Claimed",
     "Finished",
     "Notice",
     "pack",
     "pack_end",
+    "pack_failure",
     "pack_outcome",
+    "pack_report",
     "pack_spec",
+    "unpack_failure",
     "unpack_notices",
     "unpack_outcome",
     "unpack_record",
@@ -33,7 +47,7 @@ MAX_LOST_STARTS = 3
 NOTICE_RESULT = 32 * 1024
 
 #: fields of a job's hash that make a record; ``p`` (call) and ``r`` (result) may be added
-FIELDS = ("m", "t", "s", "n", "b", "w", "o")
+FIELDS = ("m", "t", "s", "n", "d", "x", "b", "w", "g", "f", "o")
 
 STATES = {
     "q": JobState.QUEUED,
@@ -42,6 +56,27 @@ STATES = {
     "c": JobState.COMPLETE,
 }
 
+_USUAL = Policy()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A job that is ready to be sent; ``code`` is its function, if that is shipped by value."""
+
+    spec: JobSpec
+    payload: bytes
+    code: bytes | None = None
+    delay_ms: int = 0
+    schedule_ms: int = 0
+    expire_ms: int = 0
+
+    @property
+    def due(self) -> str:
+        """When it may run, as the store's script reads it."""
+        if self.schedule_ms:
+            return f"@{self.schedule_ms}"
+        return f"+{self.delay_ms}" if self.delay_ms else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
@@ -49,16 +84,25 @@ class Claimed:
 
     spec: JobSpec
     entry: str
+    back: bool  #: the entry is in the stream of what was handed back to the lane
     attempt: int  #: fences: the store refuses the outcome of an older attempt
     starts: int  #: attempts that began before this one
+    lost: int  #: of those, attempts that lost their worker
     enqueue_time: int
+    expires_at: int | None
     call: bytes
+
+    @property
+    def ref(self) -> str:
+        """Tells it from all else that a worker holds."""
+        return f"{'b' if self.back else ''}{self.entry} {self.spec.lane}"
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     claimed: Claimed
     outcome: Outcome
+    has_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +112,7 @@ class Notice:
     task_id: str
     status: JobState
     record: JobRecord | None = None
+    report: Report | None = None
 
 
 def pack(value: Any) -> bytes:
@@ -75,26 +120,59 @@ def pack(value: Any) -> bytes:
 
 
 def pack_spec(spec: JobSpec) -> bytes:
-    return pack(
-        [
-            spec.task_id, spec.fn_name, spec.lane, spec.channel, spec.function, spec.is_async,
-            spec.sweep, spec.index, spec.nonce,
-        ]
-    )  # fmt: skip
+    row = [
+        spec.task_id, spec.fn_name, spec.lane, spec.channel, spec.function, spec.is_async,
+        spec.sweep, spec.index, spec.nonce,
+    ]  # fmt: skip
+    if spec.policy != _USUAL:
+        row.append(astuple(spec.policy))
+    return pack(row)
 
 
 def unpack_spec(data: bytes) -> JobSpec:
-    return JobSpec(*msgpack.unpackb(data))
+    row: list[Any] = msgpack.unpackb(data)
+    return JobSpec(*row[:9], *(Policy(*rules) for rules in row[9:]))
+
+
+def pack_report(report: Report) -> bytes:
+    return pack([report.done, report.total, report.message, dict(report.metrics)])
+
+
+def _unpack_report(data: bytes) -> Report:
+    return Report(*msgpack.unpackb(data))
+
+
+def _failure_row(failure: Failure) -> list[Any]:
+    return [
+        failure.type, failure.message, failure.text, failure.traceback,
+        [[frame.file, frame.line, frame.function, frame.text] for frame in failure.frames],
+        [_failure_row(cause) for cause in failure.causes],
+    ]  # fmt: skip
+
+
+def _failure_of(row: list[Any]) -> Failure:
+    type_, message, text, traceback, frames, causes = row
+    return Failure(
+        type_, message, text, traceback,
+        tuple(Frame(*frame) for frame in frames), tuple(map(_failure_of, causes)),
+    )  # fmt: skip
+
+
+def pack_failure(failure: Failure) -> bytes:
+    return pack(_failure_row(failure))
+
+
+def unpack_failure(data: bytes) -> Failure:
+    return _failure_of(msgpack.unpackb(data))
 
 
 def pack_outcome(outcome: Outcome) -> bytes:
     """An outcome without its result, which has a field of its own."""
-    failure = outcome.failure
     return pack(
         [
             outcome.ending.value, outcome.tries, outcome.start, outcome.finish, outcome.worker,
             outcome.result_nbytes, outcome.peak_memory, outcome.cpu_time_us,
-            failure and [failure.type, failure.message, failure.text, failure.traceback],
+            outcome.failure and _failure_row(outcome.failure),
         ]
     )  # fmt: skip
 
@@ -111,7 +189,7 @@ def unpack_outcome(data: bytes, result: bytes = b"") -> Outcome:
         result_nbytes=nbytes,
         peak_memory=memory,
         cpu_time_us=cpu,
-        failure=Failure(*failure) if failure else None,
+        failure=_failure_of(failure) if failure else None,
     )
 
 
@@ -129,10 +207,14 @@ def unpack_notices(data: bytes) -> list[Notice]:
     unpacker = msgpack.Unpacker(max_buffer_size=0)
     unpacker.feed(data)
     notices = []
-    for task_id, state, *end in unpacker:
+    for task_id, state, *more in unpacker:
+        if state == "g":
+            report = _unpack_report(more[0])
+            notices.append(Notice(task_id, JobState.RUNNING, report=report))
+            continue
         record = None
-        if end:
-            fn_name, lane, enqueue_time, packed, result = end
+        if more:
+            fn_name, lane, enqueue_time, packed, result = more
             outcome = unpack_outcome(packed, result)
             record = JobRecord(
                 task_id, fn_name, lane, JobState.COMPLETE, enqueue_time, outcome.tries,
@@ -144,21 +226,32 @@ def unpack_notices(data: bytes) -> list[Notice]:
 
 def unpack_record(fields: Mapping[str, bytes | None]) -> JobRecord:
     spec = unpack_spec(fields["m"] or b"")
-    outcome = unpack_outcome(fields["o"], fields.get("r") or b"") if fields["o"] else None
-    start = int(fields["b"]) if fields["b"] else None
-    return JobRecord(
+    status = STATES[(fields["s"] or b"q").decode()]
+    record = JobRecord(
         task_id=spec.task_id,
         fn_name=spec.fn_name,
         priority=spec.lane,
-        status=STATES[(fields["s"] or b"q").decode()],
+        status=status,
         enqueue_time=int(fields["t"] or 0),
-        tries=outcome.tries if outcome else int(fields["n"] or 0),
+        tries=int(fields["n"] or 0),
         sweep=spec.sweep,
         index=spec.index,
-        start=outcome.start if outcome else start,
-        worker=outcome.worker if outcome else (fields["w"] or b"").decode() or None,
         function=spec.function,
         is_async=spec.is_async,
-        outcome=outcome,
+        report=_unpack_report(fields["g"]) if fields["g"] else None,
         call=fields.get("p") or b"",
+    )
+    if fields["o"]:
+        outcome = unpack_outcome(fields["o"], fields.get("r") or b"")
+        return replace(
+            record, tries=outcome.tries, start=outcome.start, worker=outcome.worker or None,
+            outcome=outcome,
+        )  # fmt: skip
+    return replace(
+        record,
+        scheduled_at=int(fields["d"]) if fields["d"] else None,
+        expires_at=int(fields["x"]) if fields["x"] else None,
+        start=int(fields["b"]) if fields["b"] else None,
+        worker=(fields["w"] or b"").decode() or None,
+        failure=unpack_failure(fields["f"]) if fields["f"] else None,
     )

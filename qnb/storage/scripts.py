@@ -6,7 +6,7 @@ A script is sent by its digest and, where the server does not know it (yet, or a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -15,16 +15,19 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from qnb.storage.keys import GROUP
+from qnb.storage.keys import GROUP, KeySpace
 from qnb.storage.records import MAX_LOST_STARTS
 
-__all__ = ["INLINE", "Scripts"]
+__all__ = ["INLINE", "UNFINISHED_TTL_MS", "Scripts"]
 
 #: most bytes of a call that ride in the lane's entry; a larger one is fetched from the record
 INLINE = 16 * 1024
 
 #: an unfinished job's record lives this long
 UNFINISHED_TTL_MS = 30 * 24 * 3600 * 1000
+
+#: most bytes of a job's log
+LOG_BYTES = 1_000_000
 
 Bytes = bytes | bytearray | memoryview
 
@@ -36,12 +39,13 @@ def _source(name: str) -> tuple[str, str]:
 
 
 class Scripts:
-    """Runs the scripts on one connection."""
+    """Runs the scripts of one queue on one connection."""
 
-    __slots__ = ("_redis",)
+    __slots__ = ("_keys", "_redis")
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, keys: KeySpace) -> None:
         self._redis = redis
+        self._keys = keys
 
     async def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         text, digest = _source(name)
@@ -50,23 +54,66 @@ class Scripts:
         except NoScriptError:
             return await self._redis.eval(text, len(keys), *keys, *args)
 
+    # -- clients -------------------------------------------------------------------------------
+
     async def enqueue(
         self,
-        index: str,
         lanes: Sequence[str],
         jobs: Sequence[str],
-        calls: Sequence[tuple[int, str, Bytes, Bytes]],
+        calls: Sequence[tuple[int, str, Bytes, Bytes, str, int | str]],
     ) -> list[int]:
-        """Store ``calls`` of (lane number from 1, job hex, spec, call) under the keys ``jobs``."""
-        args: list[Any] = [len(lanes), UNFINISHED_TTL_MS, INLINE]
+        """Store ``calls`` of (lane from 1, job hex, spec, call, due, expiry) under ``jobs``."""
+        keys = self._keys
+        args: list[Any] = [len(lanes), UNFINISHED_TTL_MS, INLINE, keys.control]
         for call in calls:
             args += call
-        reply: list[int] = await self._run("enqueue", [index, *lanes, *jobs], args)
+        places = [key(lane) for lane in lanes for key in (keys.lane, keys.delayed, keys.expiring)]
+        reply: list[int] = await self._run("enqueue", [keys.jobs, *places, *jobs], args)
         return reply
 
-    async def claim(self, lanes: Sequence[str], consumer: str, count: int) -> list[Any]:
-        """Lease up to ``count`` waiting jobs of ``lanes`` (highest first) to ``consumer``."""
-        reply: list[Any] = await self._run("claim", lanes, [GROUP, consumer, count])
+    async def abort(  # noqa: PLR0913 - the script's own arguments, by name
+        self, task_id: str, lane: str, outcome: bytes, ttl_ms: int, channel: str, notice: bytes,
+        who: str,
+    ) -> int:  # fmt: skip
+        """End a waiting job (1) or ask its worker to stop it (2); 0 if unknown or finished."""
+        keys = self._keys
+        places = [keys.job(task_id), keys.lane(lane), keys.back(lane), keys.delayed(lane)]
+        args = [GROUP, outcome, ttl_ms, channel, notice, keys.control, task_id, who]
+        reply: int = await self._run("abort", [*places, keys.expiring(lane)], args)
+        return reply
+
+    async def rerun(self, task_id: str, lane: str, spec: bytes) -> int:
+        """Run a finished job again; its enqueue time, 0 if it is unknown or not finished."""
+        keys = [self._keys.jobs, self._keys.job(task_id), self._keys.lane(lane)]
+        reply: int = await self._run("rerun", keys, [spec, UNFINISHED_TTL_MS, INLINE])
+        return reply
+
+    async def expire(
+        self, lane: str, ttl_ms: int, ends: Sequence[tuple[str, bytes, str, bytes]]
+    ) -> list[int]:
+        """End jobs of ``lane`` that have expired: (job hex, outcome, channel, notice) of each."""
+        keys = self._keys
+        args: list[Any] = [GROUP, ttl_ms, keys.channel("")]
+        for end in ends:
+            args += end
+        places = [keys.expiring(lane), keys.delayed(lane), keys.lane(lane), keys.back(lane)]
+        reply: list[int] = await self._run(
+            "expire", [*places, *(keys.job_of(hex_) for hex_, *_ in ends)], args
+        )
+        return reply
+
+    async def size(self, lanes: Sequence[str]) -> list[tuple[int, int]]:
+        """Of each lane: how many jobs wait in it, and how many are delayed."""
+        keys = self._keys
+        places = [key(lane) for lane in lanes for key in (keys.lane, keys.back, keys.delayed)]
+        reply = await self._run("size", places, [])
+        return list(zip(reply[::2], reply[1::2], strict=True))
+
+    # -- workers -------------------------------------------------------------------------------
+
+    async def claim(self, streams: Sequence[str], consumer: str, count: int) -> list[Any]:
+        """Lease up to ``count`` waiting jobs of ``streams`` (the first first) to ``consumer``."""
+        reply: list[Any] = await self._run("claim", streams, [GROUP, consumer, count])
         return reply
 
     async def start(
@@ -83,46 +130,83 @@ class Scripts:
         reply: int = await self._run("start", jobs, args)
         return reply
 
-    async def finish(
+    async def report(
         self,
-        lanes: Sequence[str],
+        places: Iterable[str],
+        channels: Sequence[str],
+        news: Sequence[tuple[int, bytes, bytes, int, bytes]],
+    ) -> int:
+        """Note progress and output: (attempt, report, output, channel from 1, notice) of each."""
+        args: list[Any] = [LOG_BYTES, UNFINISHED_TTL_MS, len(channels), *channels]
+        for row in news:
+            args += row
+        reply: int = await self._run("report", list(places), args)
+        return reply
+
+    async def finish(  # noqa: PLR0913 - the script's own arguments
+        self,
+        streams: Sequence[str],
         jobs: Sequence[str],
+        logs: Sequence[str],
         ttl_ms: int,
         channels: Sequence[str],
         ends: Sequence[tuple[int, str, int, int, bytes, Bytes, int, bytes]],
     ) -> list[int]:
-        """End attempts: (lane from 1, entry, attempt, starts, outcome, result, channel, notice)."""
-        args: list[Any] = [len(lanes), GROUP, ttl_ms, len(channels), *channels]
+        """End attempts: (stream, entry, attempt, starts, outcome, result, channel, notice)."""
+        args: list[Any] = [len(streams), len(jobs), GROUP, ttl_ms, len(channels), *channels]
         for end in ends:
             args += end
-        reply: list[int] = await self._run("finish", [*lanes, *jobs], args)
+        reply: list[int] = await self._run("finish", [*streams, *jobs, *logs], args)
+        return reply
+
+    async def retry(  # noqa: PLR0913 - the script's own arguments
+        self, stream: str, task_id: str, lane: str, entry: str, attempt: int, starts: int,
+        delay_ms: int, failure: bytes, channel: str, notice: bytes,
+    ) -> int:  # fmt: skip
+        """Have another attempt follow (1); 0 if this one was stale, 2 if an abort was asked for."""
+        keys = self._keys
+        args = [GROUP, entry, attempt, starts, delay_ms, failure, UNFINISHED_TTL_MS, INLINE]
+        args += [keys.control, channel, notice]
+        places = [stream, keys.job(task_id), keys.lane(lane), keys.delayed(lane)]
+        reply: int = await self._run("retry", places, args)
         return reply
 
     async def recover(  # noqa: PLR0913 - the script's own arguments, by name
-        self,
-        lane: str,
-        job: str,
-        entry: str,
-        *,
-        idle_ms: int,
-        begun: bool,
-        outcome: bytes,
-        ttl_ms: int,
-        channel: str,
-        notice: bytes,
-    ) -> int:
+        self, stream: str, back: str, job: str, entry: str, *, idle_ms: int, begun: bool,
+        outcome: bytes, aborted: bytes, ttl_ms: int, channel: str, notice: bytes,
+    ) -> int:  # fmt: skip
         """Put a held job back (1) or end it with ``outcome`` (2); 0 if there is nothing to do."""
         args: list[Any] = [GROUP, entry, idle_ms, int(begun), MAX_LOST_STARTS]
-        args += [outcome, ttl_ms, INLINE, channel, notice]
-        reply: int = await self._run("recover", [lane, job], args)
+        args += [outcome, aborted, ttl_ms, INLINE, channel, notice]
+        reply: int = await self._run("recover", [stream, back, job], args)
         return reply
 
-    async def leave(self, lanes: Sequence[str], consumer: str) -> int:
-        """Forget ``consumer``, except on lanes where it still holds jobs; how many those are."""
-        reply: int = await self._run("leave", lanes, [GROUP, consumer])
+    async def due(self, lanes: Sequence[str], most: int) -> tuple[int, list[list[list[bytes]]]]:
+        """Milliseconds until something is due (-1: nothing); of each lane: due, expired hexes."""
+        keys = self._keys
+        places = [key(lane) for lane in lanes for key in (keys.delayed, keys.expiring)]
+        until, *found = await self._run("due", places, [most])
+        return until, found
+
+    async def promote(self, lane: str, hexes: Sequence[str]) -> int:
+        """Put delayed jobs of ``lane`` whose time has come into it; how many."""
+        keys = self._keys
+        places = [keys.delayed(lane), keys.lane(lane), *map(keys.job_of, hexes)]
+        reply: int = await self._run("promote", places, [INLINE, *hexes])
         return reply
 
-    async def size(self, delayed: str, lanes: Sequence[str]) -> int:
-        """How many jobs wait."""
-        reply: int = await self._run("size", [delayed, *lanes], [GROUP])
+    async def cron(  # noqa: PLR0913 - the script's own arguments
+        self, name: str, occurrence: int, marker_ttl_ms: int, task_id: str, lane: str,
+        spec: bytes, call: bytes,
+    ) -> int:  # fmt: skip
+        """Enqueue an occurrence: 0 done, -1 taken before, else milliseconds until it is due."""
+        keys = self._keys
+        places = [keys.cron(name, occurrence), keys.jobs, keys.job(task_id), keys.lane(lane)]
+        args = [occurrence, marker_ttl_ms, UNFINISHED_TTL_MS, spec, call]
+        reply: int = await self._run("cron", places, args)
+        return reply
+
+    async def leave(self, streams: Sequence[str], consumer: str) -> int:
+        """Forget ``consumer``, except on streams where it still holds jobs; how many those are."""
+        reply: int = await self._run("leave", streams, [GROUP, consumer])
         return reply

@@ -12,13 +12,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from qnb import bridge
-from qnb.client import TICK, Call, Client
+from qnb.client import Client
 from qnb.clock import backoff, seconds
 from qnb.display import Displayed
 from qnb.errors import BrokerError, QnbError
 from qnb.job import Job
 from qnb.models import UNFINISHED, Ending, JobRecord, JobState, SweepSnapshot
-from qnb.storage.records import Notice
+from qnb.reading import value_of
+from qnb.storage.records import Call, Notice
 from qnb.sweeps.designs import Design
 
 if TYPE_CHECKING:
@@ -268,19 +269,16 @@ class Sweep(Displayed, Sequence[Job[R]]):
         return self._values().__await__()
 
     async def _values(self) -> list[R]:
-        ended = asyncio.wrap_future(self._ended)
-        while not ended.done():  # a wait that ticks lets an interrupt through
-            await asyncio.wait({ended}, timeout=TICK)
-        await ended
+        await bridge.arrived(self._ended)
         records = await asyncio.wrap_future(bridge.spawn(self._records()))
         values: list[R] = []
         errors: list[Exception] = []
         for index, record in enumerate(records):
             if record is not None and record.outcome is not None and record.outcome.success:
-                values.append(self._client.value_of(self._id(index), record))
+                values.append(value_of(self._client.codec, self._id(index), record))
                 continue
             try:
-                self._client.value_of(self._id(index), record)
+                value_of(self._client.codec, self._id(index), record)
             except Exception as error:  # noqa: BLE001 - collected, and raised together below
                 error.add_note(f"job {self._id(index)!r}, point {dict(self.design[index])!r}")
                 errors.append(error)
@@ -306,7 +304,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
 
         records = bridge.run(self._records()) if len(self) else []
         values = [
-            self._client.value_of(self._id(index), record)
+            value_of(self._client.codec, self._id(index), record)
             if record is not None and record.outcome is not None and record.outcome.success
             else frames.MISSING
             for index, record in enumerate(records)

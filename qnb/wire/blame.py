@@ -10,62 +10,60 @@ from types import FunctionType
 from typing import Any
 
 from qnb.errors import ArgumentError, EncodingError, PayloadTooLarge
-from qnb.wire.byvalue import dump
+from qnb.wire.forms import Form
 
 __all__ = ["argument_error", "blame", "type_name"]
 
 _SEARCH = 0.25  #: seconds that the search may take
-_REMEDY = "Pass what it is made from (a path, a URL, plain values) and make it inside the task"
 
 
 def argument_error(
-    args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception, limit: int
+    args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception, form: Form
 ) -> EncodingError:
     """The error that names the argument which cannot be sent."""
     named = [(f"args[{at}]", value) for at, value in enumerate(args)]
     named += [(f"kwargs[{name!r}]", value) for name, value in kwargs.items()]
     if isinstance(error, PayloadTooLarge):
-        path, value = _largest(named, limit)
+        path, value = _largest(named, form)
         return PayloadTooLarge(
             f"argument {path}, of type {type_name(value)}, is too large: {error}"
         )
     for path, value in named:
         try:
-            dump(value, limit)
+            form.size(value)
         except Exception as cause:  # noqa: BLE001 - that is what we are looking for
-            where, culprit, why = blame(value, path, cause, limit)
+            where, culprit, why = blame(value, path, cause, form)
             inside = "it" if culprit is value else where
             return ArgumentError(
                 f"argument {path} cannot be sent to a worker: {inside} is of type "
-                f"{type_name(culprit)}: {why}. {_REMEDY}"
+                f"{type_name(culprit)}: {why}. {form.remedy}"
             )
-    return ArgumentError(f"the arguments cannot be sent to a worker: {error}. {_REMEDY}")
+    return ArgumentError(f"the arguments cannot be sent to a worker: {error}. {form.remedy}")
 
 
-def _largest(named: list[tuple[str, Any]], limit: int) -> tuple[str, Any]:
-    def size(entry: tuple[str, Any]) -> int:
+def _largest(named: list[tuple[str, Any]], form: Form) -> tuple[str, Any]:
+    def size(entry: tuple[str, Any]) -> float:
         try:
-            pickled = dump(entry[1], limit)
+            return form.size(entry[1])
         except Exception:  # noqa: BLE001 - too large by itself
-            return limit + 1
-        return sum(map(len, pickled.pickle)) + sum(view.nbytes for view in pickled.buffers)
+            return float("inf")
 
     return max(named, key=size)
 
 
-def blame(value: Any, path: str, error: Exception, limit: int) -> tuple[str, Any, str]:
-    """The innermost part of ``value`` that cannot be pickled: its path, itself, and why."""
+def blame(value: Any, path: str, error: Exception, form: Form) -> tuple[str, Any, str]:
+    """The innermost part of ``value`` that cannot be sent: its path, itself, and why."""
     until = time.monotonic() + _SEARCH
     seen = {id(value)}
     found = True
     while found:
         found = False
-        for suffix, child in _parts(value):
+        for suffix, child in _parts(value) if form.parts(value) else ():
             if id(child) in seen or time.monotonic() > until:
                 continue
             seen.add(id(child))
             try:
-                dump(child, limit)
+                form.size(child)
             except Exception as cause:  # noqa: BLE001 - that is what we are looking for
                 value, path, error, found = child, path + suffix, cause, True
                 break

@@ -12,7 +12,7 @@ import pickle
 import re
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from logging import Logger
@@ -22,32 +22,40 @@ from weakref import WeakSet
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
-from qnb.wire.envelope import too_large
+from qnb.wire.envelope import Buffer, too_large
 from qnb.wire.origins import installed, is_handle
 
 __all__ = ["Pickled", "Watch", "dump"]
 
 _MISSING = object()
+_NOTHING: Mapping[int, Any] = types.MappingProxyType({})
 
 
 @dataclass(slots=True)
 class Pickled:
     """A value as bytes: the pickle in pieces, and large buffers beside it, not copied."""
 
-    pickle: list[bytes]
+    pickle: list[Buffer]
     buffers: list[memoryview]
     has_code: bool  #: it holds compiled functions, which only the same Python version runs
     watch: Watch
 
+    @property
+    def nbytes(self) -> int:
+        return sum(map(len, self.pickle)) + sum(view.nbytes for view in self.buffers)
 
-def dump(value: Any, limit: int) -> Pickled:
-    """``value`` and all local code that it needs. Stops as soon as it is above ``limit`` bytes."""
+
+def dump(value: Any, limit: int, instead: Mapping[int, Any] = _NOTHING) -> Pickled:
+    """``value`` and all local code that it needs. Stops as soon as it is above ``limit`` bytes.
+
+    Globals whose ids are in ``instead`` are replaced by what is given there.
+    """
     # Which attributes of a local module to take is known when all code that mentions them has
     # been seen, and they may bring more code: so again, until nothing new is mentioned.
     mentioned: frozenset[str] = frozenset()
     while True:
         sink = _Sink(limit)
-        pickler = _Pickler(sink, mentioned)
+        pickler = _Pickler(sink, mentioned, instead)
         pickler.dump(value)
         if not pickler.took_modules or pickler.mentioned <= mentioned:
             return Pickled(sink.pieces, sink.buffers, pickler.has_code, pickler.watch)
@@ -61,12 +69,13 @@ class _Sink:
 
     def __init__(self, limit: int) -> None:
         self._limit = self._left = limit
-        self.pieces: list[bytes] = []
+        self.pieces: list[Buffer] = []
         self.buffers: list[memoryview] = []
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: Buffer) -> None:
+        # The pickler makes a new piece each time; long bytes it hands over uncopied.
         self._take(len(piece))
-        self.pieces.append(bytes(piece))
+        self.pieces.append(piece)
 
     def keep(self, buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
@@ -81,9 +90,12 @@ class _Sink:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it ships no types
-    def __init__(self, sink: _Sink, mentioned: frozenset[str]) -> None:
+    def __init__(
+        self, sink: _Sink, mentioned: frozenset[str], instead: Mapping[int, Any] = _NOTHING
+    ) -> None:
         super().__init__(sink, protocol=5, buffer_callback=sink.keep)
         self._wanted = mentioned
+        self._instead = instead
         self._shells: dict[int, _Shell] = {}
         self.mentioned: set[str] = set()
         self.took_modules = False
@@ -109,7 +121,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it ships no types
         self.watch.function(fn)
         if home is not None:
             self.globals_ref.setdefault(id(fn.__globals__), _Namespace(self._shell(home)))
-        return self._dynamic_function_reduce(fn)
+        reduced = self._dynamic_function_reduce(fn)
+        if self._instead:
+            self._replace(reduced[2][1]["__globals__"])
+        return reduced
+
+    def _replace(self, space: dict[str, Any]) -> None:
+        for name, value in space.items():
+            space[name] = self._instead.get(id(value), value)
 
     def _class(self, cls: type) -> Any:
         reduced = _cloudpickle._class_reduce(cls)
@@ -134,6 +153,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it ships no types
             for name in sorted(self._wanted & space.keys())
             if not (name.startswith("__") and name.endswith("__"))
         }
+        self._replace(taken)
         return _itself, (self._shell(module),), taken, None, None, _fill_module
 
     def _shell(self, module: types.ModuleType) -> _Shell:
@@ -304,6 +324,18 @@ class Watch:
             value = space.get(name, _MISSING)
             self._names.append((space, name, value))
             self._see(value)
+
+    def files(self) -> set[str]:
+        """The files that the code of its functions comes from."""
+        return {code.co_filename for _, code, *_ in self._functions}
+
+    def values(self) -> Iterator[tuple[str, object]]:
+        """What its functions reach by name: globals of any module, and outer variables."""
+        for _, name, value in self._names:
+            yield f"global {name!r}", value
+        for fn, *_ in self._functions:
+            for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
+                yield f"outer variable {name!r}", _content(cell)
 
     def unchanged(self) -> bool:
         """Whether everything is what it was. Some 50 ns a name."""

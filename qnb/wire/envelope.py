@@ -41,7 +41,7 @@ from qnb.clock import now_ms
 from qnb.errors import KeyFileError, PayloadTooLarge, SignatureError
 from qnb.options import check_name
 
-__all__ = ["Content", "Keys", "Kind", "Opened", "open_", "seal", "too_large"]
+__all__ = ["Buffer", "Content", "Keys", "Kind", "Opened", "open_", "seal", "too_large"]
 
 Kind = Literal["call", "func", "result", "event"]
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -65,6 +65,7 @@ class Content(IntEnum):
     MSGPACK = 0
     PICKLE = 1
     ERROR = 2  #: a pickled exception: never mistaken for a result that happens to be one
+    OWN = 3  #: what the user's ``serializer=`` wrote
 
 
 _CONTENTS = {int(content): content for content in Content}

@@ -8,7 +8,16 @@ import time
 from collections.abc import Callable
 
 from qnb import display
-from qnb.models import CELLS, Ending, Failure, JobRecord, JobState, Outcome, SweepSnapshot
+from qnb.models import (
+    CELLS,
+    Ending,
+    Failure,
+    JobRecord,
+    JobState,
+    Outcome,
+    Report,
+    SweepSnapshot,
+)
 
 display.register("Job", "qnb.notebook.job_view:renderer")
 display.register("Sweep", "qnb.notebook.sweep_view:renderer")
@@ -133,8 +142,7 @@ class Job(_Played):
             tries=1 if started else 0,
             start=self._start if started else None,
             worker="node3:4711" if started else None,
-            progress=self._progress,
-            message="epoch 31 of 50" if self._progress else None,
+            report=Report(self._progress, 1, "epoch 31 of 50") if self._progress else None,
             outcome=None if unfinished else self._outcome(),
         )
 

@@ -56,3 +56,12 @@ def test_a_worker_loads_neither_pandas_nor_widgets() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"pandas", "numpy", "ipywidgets", "anywidget", "IPython", "matplotlib"}
     assert not heavy & set(ran.stdout.split())
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    written = (ROOT / "docs/reference.md").read_text()
+    ran = subprocess.run(
+        [sys.executable, "-c", "import reference; print(reference.page(), end='')"],
+        cwd=ROOT / "docs", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout == written, "run: make docs"

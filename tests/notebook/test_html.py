@@ -10,7 +10,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qnb.models import CELLS, Ending, Failure, JobRecord, JobState, Outcome, SweepSnapshot
+from qnb.models import (
+    CELLS,
+    Ending,
+    Failure,
+    JobRecord,
+    JobState,
+    Outcome,
+    Report,
+    SweepSnapshot,
+)
 from qnb.notebook import html, job_view, sweep_view
 
 TAGS = {"b", "div", "img", "pre", "progress", "span", "style"}
@@ -97,7 +106,7 @@ def _jobs(text: str) -> list[JobRecord]:
     failure = Failure(text, text, text, text)
     outcome = Outcome(Ending.FAILED, 1, 1_000, 2_000, failure=failure, worker=text)
     running = JobRecord(
-        text, text, text, JobState.RUNNING, 0, progress=0.5, message=text, worker=text
+        text, text, text, JobState.RUNNING, 0, report=Report(1, 2, text), worker=text
     )
     ended = JobRecord(text, text, text, JobState.COMPLETE, 0, outcome=outcome)
     return [running, ended]

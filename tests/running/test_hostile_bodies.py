@@ -129,18 +129,15 @@ def test_a_worker_that_is_stopped_hard_hands_its_job_to_the_next(
     job = once_slow.submit(str(ledger))
     environment = {**os.environ, "QNB_REDIS_URL": server_url}
     command = [sys.executable, "-m", "qnb", "worker", "-n", "1", "--queue", queue]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as worker:
+    said = tmp_path / "log"
+    with said.open("w") as log, subprocess.Popen(command, env=environment, stderr=log) as worker:
         wait_until(ledger.exists, "the body has started")
         worker.send_signal(signal.SIGTERM)
-        wait_until(lambda: not asyncio.run(_waiting(app)), "it is still held")
+        wait_until(lambda: "stopping" in said.read_text(), "it has heard the first signal")
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(10) == 1
     with app.start_workers(1):
         assert job.get(timeout=10) == 2
-
-
-async def _waiting(app: qnb.App) -> int:
-    return await app.queue_size()
 
 
 def test_an_in_process_worker_that_is_cancelled_hands_its_jobs_back(app: qnb.App) -> None:

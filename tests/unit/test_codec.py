@@ -31,7 +31,7 @@ from qnb.errors import (
     ResultError,
     SignatureError,
 )
-from qnb.wire import byvalue, codec, origins
+from qnb.wire import byvalue, functions, origins, pickles
 from qnb.wire.codec import Codec
 from qnb.wire.envelope import Content, Keys, seal
 
@@ -208,7 +208,7 @@ def _tripwire(monkeypatch: pytest.MonkeyPatch) -> None:
     def trip(*_: object, **__: object) -> None:
         raise AssertionError("unpickled before the signature was checked")
 
-    monkeypatch.setattr(codec, "_unpickle", trip)
+    monkeypatch.setattr(pickles, "_unpickle", trip)
     monkeypatch.setattr(pickle, "loads", trip)
 
 
@@ -308,7 +308,7 @@ def test_an_unchanged_function_is_packed_once(monkeypatch: pytest.MonkeyPatch) -
         "task = outer()\n",
     )
     packed = CODEC.pack_function(cell.task)
-    monkeypatch.setattr(codec, "dump", pytest.fail)
+    monkeypatch.setattr(functions, "dump", pytest.fail)
     assert CODEC.pack_function(cell.task)[1] is packed[1]
 
 
@@ -393,7 +393,7 @@ def test_code_of_another_python_is_refused_before_it_can_crash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     version = (3, sys.version_info[1] + 1, 0)
-    monkeypatch.setattr(codec.sys, "version_info", version)
+    monkeypatch.setattr(pickles.sys, "version_info", version)
     digest, blob = CODEC.pack_function(lambda: 1)
     plain = CODEC.pack_result("job", 1, np.zeros(3))
     monkeypatch.undo()
@@ -481,7 +481,8 @@ def test_an_editable_install_goes_by_name_but_not_the_notebook_beside_it(
 def test_importing_the_codec_loads_neither_numpy_nor_the_store() -> None:
     code = (
         "import sys; before = set(sys.modules); import qnb.wire.codec;"
-        "print({'numpy', 'pandas', 'redis', 'IPython', 'asyncio'} & (set(sys.modules) - before))"
+        "print({'numpy', 'pandas', 'redis', 'IPython', 'asyncio', 'fsspec', 'cloudpickle'}"
+        " & (set(sys.modules) - before))"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2],

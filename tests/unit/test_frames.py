@@ -12,7 +12,7 @@ import pytest
 
 from qnb.analysis.frames import MISSING, jobs_frame, sweep_frame
 from qnb.errors import InvalidOption
-from qnb.models import Ending, Failure, JobRecord, JobState, Outcome
+from qnb.models import Ending, Failure, JobRecord, JobState, Outcome, Report
 
 BOOKKEEPING = {
     "fn_name": "category",
@@ -50,8 +50,7 @@ RUNNING = replace(
     start=NOW + 11,
     tries=1,
     worker="host:7",
-    progress=0.5,
-    message="half",
+    report=Report(1, 2, "half"),
 )
 DONE = JobRecord(
     "d",
@@ -193,7 +192,9 @@ def test_text_that_is_not_unicode_or_cannot_be_shown_costs_no_frame() -> None:
             raise RuntimeError
 
     frame = jobs_frame(
-        [replace(QUEUED, message="caf\udce9")], lambda _: ((Broken(),), {}), params="text"
+        [replace(QUEUED, report=Report(0, message="caf\udce9"))],
+        lambda _: ((Broken(),), {}),
+        params="text",
     )
     assert frame["message"].to_list() == ["caf\\udce9"]
     assert frame["args"].to_list() == ["<tuple>"]

@@ -1,8 +1,8 @@
--- Take waiting jobs, the highest lane first; each is leased to the consumer from this moment.
+-- Take waiting jobs, the first stream first; each is leased to the consumer from this moment.
 --
--- KEYS  lanes, highest first
+-- KEYS  streams: of the highest lane what was handed back, then the lane; then the next lane's
 -- ARGV  1 group; 2 consumer; 3 most jobs
--- Returns a list of {lane (1-based), entries} as XREADGROUP gives them.
+-- Returns a list of {stream (1-based), entries} as XREADGROUP gives them.
 local group, consumer, want = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local reply = {}
 for i = 1, #KEYS do

@@ -1,40 +1,77 @@
--- Store new jobs and put each in its lane.
+-- Store new jobs; put each in its lane, or among the delayed ones if its time has not come.
 --
 -- A job whose id is already waiting or running is left as it is, and so is a repeated send of the
--- very same call (its spec carries a nonce); a complete one is replaced by a fresh run.
+-- very same call (its spec carries a nonce); a complete one is replaced by a fresh run, whose attempt
+-- numbers go on from the old one's: a worker that still holds that one stays fenced.
 --
--- KEYS  1 jobs index; then the lanes; then one job per call, no job twice
+-- KEYS  1 jobs index; then per lane: lane, delayed, expiring; then one job per call, no job twice
 -- ARGV  1 number of lanes; 2 time to live of an unfinished job (ms)
---       3 most bytes of a call that ride in the lane's entry
---       then per job: lane (1-based among the lanes), job hex, spec, call
--- Returns one number per job: 1 stored, 0 it was there already.
-local index, lanes, ttl, inline = KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local count = #KEYS - 1 - lanes
+--       3 most bytes of a call that ride in the lane's entry; 4 control channel
+--       then per job: lane (1-based), job hex, spec, call,
+--       due: '' now, '+n' in n ms, '@n' at epoch ms n; expiry: '' never, else n ms from now
+-- Returns one number per job: its enqueue time (ms), later than that of the run before it if there
+-- was one, or 0 if it was there already.
+local index, lanes, ttl, inline = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local first = 1 + 3 * lanes
+local count = #KEYS - first
 local known = {}
 for i = 1, count do
-  known[i] = redis.call('HMGET', KEYS[1 + lanes + i], 's', 'm')
+  known[i] = redis.call('HMGET', KEYS[first + i], 's', 'm', 'a', 't')
 end
 local time = redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-local reply = {}
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local reply, wake = {}, nil
 for i = 1, count do
-  local job, at = KEYS[1 + lanes + i], 4 * i
-  local lane, hex, spec, call = KEYS[1 + ARGV[at]], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local job, at = KEYS[first + i], 6 * i - 1
+  local lane, hex, spec, call, when, expiry = 3 * ARGV[at] - 1, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   local state = known[i][1]
   if state and (state ~= 'c' or known[i][2] == spec) then
     reply[i] = 0
   else
     if state then redis.call('DEL', job) end
-    local entry
-    if #call <= inline then
-      entry = redis.call('XADD', lane, '*', 'j', hex, 'a', 1, 'n', 0, 't', now, 'm', spec, 'p', call)
-    else
-      entry = redis.call('XADD', lane, '*', 'j', hex, 'a', 1, 'n', 0, 't', now, 'm', spec)
+    local attempt = (known[i][3] or 0) + 1
+    local born = math.max(now, (known[i][4] or 0) + 1)
+    local text = string.format('%.0f', born)
+    local due, expires = now, nil
+    if when ~= '' then
+      due = tonumber(string.sub(when, 2))
+      if string.sub(when, 1, 1) == '+' then due = now + due end
     end
-    redis.call('HSET', job, 'm', spec, 'p', call, 't', now, 's', 'q', 'a', 1, 'n', 0, 'e', entry)
-    redis.call('PEXPIRE', job, ttl)
-    redis.call('ZADD', index, now, hex)
-    reply[i] = 1
+    local row = {'m', spec, 'p', call, 't', text, 'a', attempt, 'n', 0}
+    if expiry ~= '' then
+      expires = now + tonumber(expiry)
+      row[#row + 1] = 'x'
+      row[#row + 1] = string.format('%.0f', expires)
+      redis.call('ZADD', KEYS[lane + 2], expires, hex)
+      wake = math.min(wake or expires, expires)
+    end
+    if due > now then
+      redis.call('ZADD', KEYS[lane + 1], due, hex)
+      wake = math.min(wake or due, due)
+      row[#row + 1] = 's'
+      row[#row + 1] = 'd'
+      row[#row + 1] = 'd'
+      row[#row + 1] = string.format('%.0f', due)
+    else
+      local entry = {'j', hex, 'a', attempt, 'n', 0, 'c', 0, 't', text, 'm', spec}
+      if #call <= inline then
+        entry[#entry + 1] = 'p'
+        entry[#entry + 1] = call
+      end
+      if expires then
+        entry[#entry + 1] = 'x'
+        entry[#entry + 1] = string.format('%.0f', expires)
+      end
+      row[#row + 1] = 's'
+      row[#row + 1] = 'q'
+      row[#row + 1] = 'e'
+      row[#row + 1] = redis.call('XADD', KEYS[lane], '*', unpack(entry))
+    end
+    redis.call('HSET', job, unpack(row))
+    redis.call('PEXPIRE', job, math.max(ttl, due - now + ttl))
+    redis.call('ZADD', index, born, hex)
+    reply[i] = born
   end
 end
+if wake then redis.call('PUBLISH', ARGV[4], string.format('w%.0f', wake)) end
 return reply

@@ -3,26 +3,25 @@
 -- The attempt number fences stale finishers: an attempt that was recovered meanwhile, or a job that
 -- already has an outcome, is left alone. Sending the same outcome twice counts as accepted.
 --
--- KEYS  the lanes; then one job per attempt
--- ARGV  1 number of lanes; 2 group; 3 time to live of an outcome (ms)
---       4 number of channels; then the channels
---       then per attempt: lane (1-based), entry, attempt, starts, outcome, result,
+-- KEYS  the streams; then one job per attempt; then the logs of those that have one
+-- ARGV  1 number of streams; 2 number of attempts; 3 group; 4 time to live of an outcome (ms)
+--       5 number of channels; then the channels
+--       then per attempt: stream (1-based), entry, attempt, starts, outcome, result,
 --       channel (1-based, 0 for none), notice
 -- Returns one number per attempt: 1 accepted, 0 refused.
-local lanes, group, ttl, channels = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
-local count = #KEYS - lanes
+local streams, count, group, ttl, channels = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
 local current = {}
 for i = 1, count do
-  current[i] = redis.call('HMGET', KEYS[lanes + i], 's', 'a', 'o')
+  current[i] = redis.call('HMGET', KEYS[streams + i], 's', 'a', 'o')
 end
 local reply, entries, notices = {}, {}, {}
 for i = 1, count do
-  local job, at = KEYS[lanes + i], 5 + channels + 8 * (i - 1)
-  local lane, outcome = tonumber(ARGV[at]), ARGV[at + 4]
+  local job, at = KEYS[streams + i], 6 + channels + 8 * (i - 1)
+  local stream, outcome = tonumber(ARGV[at]), ARGV[at + 4]
   local state, attempt = current[i][1], current[i][2]
   if state and state ~= 'c' and attempt == ARGV[at + 2] then
     redis.call('HSET', job, 's', 'c', 'n', ARGV[at + 3], 'o', outcome, 'r', ARGV[at + 5])
-    redis.call('HDEL', job, 'e')
+    redis.call('HDEL', job, 'e', 'k', 'f')
     redis.call('PEXPIRE', job, ttl)
     local channel = tonumber(ARGV[at + 6])
     if channel > 0 then
@@ -37,14 +36,17 @@ for i = 1, count do
     reply[i] = 0
   end
   -- a refused attempt holds no lease: its entry was removed when the job was recovered or ended
-  entries[lane] = entries[lane] or {}
-  table.insert(entries[lane], ARGV[at + 1])
+  entries[stream] = entries[stream] or {}
+  table.insert(entries[stream], ARGV[at + 1])
 end
-for lane, ids in pairs(entries) do
-  redis.call('XACK', KEYS[lane], group, unpack(ids))
-  redis.call('XDEL', KEYS[lane], unpack(ids))
+for stream, ids in pairs(entries) do
+  redis.call('XACK', KEYS[stream], group, unpack(ids))
+  redis.call('XDEL', KEYS[stream], unpack(ids))
+end
+for i = streams + count + 1, #KEYS do
+  redis.call('PEXPIRE', KEYS[i], ttl)
 end
 for channel, list in pairs(notices) do
-  redis.call('PUBLISH', ARGV[4 + channel], table.concat(list))
+  redis.call('PUBLISH', ARGV[5 + channel], table.concat(list))
 end
 return reply

@@ -1,16 +1,21 @@
 -- Count the jobs that wait: in the lanes and not yet claimed, or delayed.
 --
--- KEYS  1 delayed; then the lanes
--- ARGV  1 group
--- Returns the count.
-local waiting = redis.call('ZCARD', KEYS[1])
-for i = 2, #KEYS do
-  local held = 0
-  for _, group in ipairs(redis.call('EXISTS', KEYS[i]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[i]) or {}) do
+-- KEYS  per lane: lane, what was handed back to it, delayed
+-- ARGV  none
+-- Returns per lane: the number waiting in it, the number delayed.
+local function waiting(stream)
+  if redis.call('EXISTS', stream) == 0 then return 0 end
+  local count = redis.call('XLEN', stream)
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
     for f = 1, #group, 2 do
-      if group[f] == 'pending' then held = held + group[f + 1] end
+      if group[f] == 'pending' then count = count - group[f + 1] end
     end
   end
-  waiting = waiting + redis.call('XLEN', KEYS[i]) - held
+  return count
 end
-return waiting
+local reply = {}
+for i = 1, #KEYS, 3 do
+  reply[#reply + 1] = waiting(KEYS[i]) + waiting(KEYS[i + 1])
+  reply[#reply + 1] = redis.call('ZCARD', KEYS[i + 2])
+end
+return reply

@@ -1,0 +1,44 @@
+-- End waiting jobs that have not been started before their expiry. The time is judged here.
+--
+-- A job that a worker holds is left to that worker, which starts nothing that has expired.
+--
+-- KEYS  1 expiring; 2 delayed; 3 lane; 4 what was handed back to it; then one job per end
+-- ARGV  1 group; 2 time to live of an outcome (ms); 3 prefix of a channel's name
+--       then per job: hex, outcome, channel ('' for none), notice
+-- Returns one number per job: 1 ended, 0 not.
+local group, ttl = ARGV[1], ARGV[2]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local reply = {}
+for i = 5, #KEYS do
+  local job, at = KEYS[i], 4 * (i - 4)
+  local hex, channel = ARGV[at], ARGV[at + 2]
+  local record = redis.call('HMGET', job, 's', 'x', 'e')
+  local state, entry = record[1], record[3]
+  reply[i - 4] = 0
+  if (state ~= 'q' and state ~= 'd') or not record[2] then
+    redis.call('ZREM', KEYS[1], hex)
+  elseif redis.call('ZSCORE', KEYS[1], hex) ~= record[2] then
+    redis.call('ZREM', KEYS[1], hex) -- of an earlier run, in another lane
+  elseif tonumber(record[2]) <= now then
+    local held = false
+    if state == 'q' then
+      local stream = KEYS[3]
+      if string.sub(entry, 1, 1) == 'b' then stream, entry = KEYS[4], string.sub(entry, 2) end
+      local pending = redis.pcall('XPENDING', stream, group, entry, entry, 1) -- no group: no worker yet
+      held = not pending.err and #pending > 0
+      if not held then redis.call('XDEL', stream, entry) end
+    else
+      redis.call('ZREM', KEYS[2], hex)
+    end
+    if not held then
+      redis.call('HSET', job, 's', 'c', 'o', ARGV[at + 1], 'r', '')
+      redis.call('HDEL', job, 'e', 'd')
+      redis.call('PEXPIRE', job, ttl)
+      redis.call('ZREM', KEYS[1], hex)
+      if channel ~= '' then redis.call('PUBLISH', ARGV[3] .. channel, ARGV[at + 3]) end
+      reply[i - 4] = 1
+    end
+  end
+end
+return reply

@@ -1,0 +1,298 @@
+"""What a value *is*: a digest that any kernel, on any machine, makes of the same content.
+
+Neither pickles nor ``hash()`` will do: they differ from kernel to kernel. Everything is written
+with its type before it, so that ``1``, ``1.0`` and ``True`` differ, as do ``0.0`` and ``-0.0``,
+a list and a tuple, and dicts in another order. What has no content to compare is refused.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import dataclasses
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from hashlib import blake2b
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+from qnb.errors import EncodingError
+from qnb.wire.blame import type_name
+from qnb.wire.envelope import Buffer
+from qnb.wire.origins import installed, reference
+
+__all__ = ["call_digest", "value_digest"]
+
+
+def value_digest(value: Any) -> bytes:
+    """16 bytes that say what ``value`` is; a part that cannot be compared is an EncodingError."""
+    return _digest(value, "value")
+
+
+def call_digest(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Hex digits that the same call of task ``name`` always has, however its keywords are ordered.
+
+    ``f(1)`` and ``f(x=1)`` are two calls.
+    """
+    parts = [
+        _scalar(b"s", name.encode("utf-8", "surrogatepass")),
+        *(_scalar(b"a", _digest(value, f"args[{at}]")) for at, value in enumerate(args)),
+        *(
+            _scalar(b"k", word.encode("utf-8", "surrogatepass"))
+            + _digest(kwargs[word], f"kwargs[{word!r}]")
+            for word in sorted(kwargs)
+        ),
+    ]
+    return blake2b(b"".join(parts), digest_size=16, person=b"qnb call 1").hexdigest()
+
+
+def _digest(value: Any, path: str) -> bytes:
+    try:
+        written = _Writer().write(value)
+    except _Unknown as unknown:
+        raise EncodingError(
+            f"{path}{unknown.path} {unknown.what}. It cannot be told whether two of them are the "
+            "same: pass plain values, arrays, frames or instances of installed classes, or name "
+            "the job yourself with options(task_id=...)"
+        ) from None
+    except RecursionError:
+        raise EncodingError(f"{path} is nested too deeply to be compared") from None
+    return blake2b(written, digest_size=16, person=b"qnb value 1").digest()
+
+
+class _Unknown(Exception):
+    """A part without content to compare, and the way to it."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.path = ""
+
+
+# --- scalars -----------------------------------------------------------------------------------
+
+_LENGTH = struct.Struct(">Q").pack
+_DOUBLE = struct.Struct(">d").pack
+_NAN = _DOUBLE(float("nan"))
+
+
+def _scalar(tag: bytes, content: bytes) -> bytes:
+    return tag + _LENGTH(len(content)) + content
+
+
+def _float(value: float) -> bytes:
+    return _DOUBLE(value) if value == value else _NAN
+
+
+#: How the plain types are written. No writing begins like another, so that two in a row are clear.
+_SCALARS: dict[type, Callable[[Any], bytes]] = {
+    type(None): lambda _: b"N",
+    bool: lambda value: b"T" if value else b"F",
+    type(...): lambda _: b"E",
+    int: lambda value: _scalar(
+        b"i", value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+    ),
+    float: lambda value: b"f" + _float(value),
+    complex: lambda value: b"j" + _float(value.real) + _float(value.imag),
+    str: lambda value: _scalar(b"s", value.encode("utf-8", "surrogatepass")),
+    bytes: lambda value: _scalar(b"b", value),
+}
+
+
+# --- everything else ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class _Node:
+    """A value taken apart: what it is, and the values that make up its content."""
+
+    kind: str
+    parts: Sequence[Any] = ()
+    where: Callable[[int], str] = "[{}]".format  #: how one would write the way to a part
+    raw: Buffer = b""
+    ordered: bool = True
+
+
+class _Writer:
+    """Writes values with their types. A container is written as the digest of its parts."""
+
+    def __init__(self) -> None:
+        # The values are kept with what was written, so that their ids stay their own.
+        self._written: dict[int, tuple[Any, bytes]] = {}
+        self._open: dict[int, int] = {}  # what we are inside of, and how deep
+        self._returns = 0  # how often a value led back to one that we were inside of
+
+    def write(self, value: Any) -> bytes:
+        scalar = _SCALARS.get(type(value))
+        if scalar is not None:
+            return scalar(value)
+        this = id(value)
+        if this in self._written:
+            return self._written[this][1]
+        if this in self._open:
+            self._returns += 1
+            return b"r" + _LENGTH(self._open[this])
+        returns = self._returns
+        self._open[this] = len(self._open)
+        written = self._node(_take_apart(value))
+        del self._open[this]
+        if returns == self._returns:  # otherwise it is written so only in this place
+            self._written[this] = value, written
+        return written
+
+    def _node(self, node: _Node) -> bytes:
+        parts = []
+        for at, part in enumerate(node.parts):
+            try:
+                parts.append(self.write(part))
+            except _Unknown as unknown:
+                unknown.path = node.where(at) + unknown.path
+                raise
+        digest = blake2b(_scalar(b"t", node.kind.encode()), digest_size=16)
+        digest.update(_LENGTH(len(parts)))
+        for written in parts if node.ordered else sorted(parts):
+            digest.update(written)
+        digest.update(node.raw)
+        return b"c" + digest.digest()
+
+
+def _take_apart(value: Any) -> _Node:
+    node = _of_builtin(value) or _of_package(value) or _of_class(value)
+    return node if node is not None else _reduced(value)
+
+
+def _of_builtin(value: Any) -> _Node | None:
+    kind = type(value)
+    if kind in (list, tuple):
+        return _Node(kind.__name__, value)
+    if kind is dict:
+        flat = _flat(value)
+        return _Node("dict", flat, lambda at: f"[{flat[at - at % 2]!r}]")
+    if kind in (set, frozenset):
+        return _Node(kind.__name__, list(value), lambda _: "", ordered=False)
+    if kind is bytearray:
+        return _Node("bytearray", raw=value)
+    if isinstance(value, type | FunctionType | BuiltinFunctionType) and (found := reference(value)):
+        return _Node("name", (found,))
+    if isinstance(value, type | FunctionType):
+        name = f"{value.__module__}.{value.__qualname__}"
+        what = "class" if isinstance(value, type) else "function"
+        raise _Unknown(f"has the {what} {name!r}, which no installed package has")
+    return None
+
+
+def _of_package(value: Any) -> _Node | None:
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    if package == "numpy" and "numpy" in sys.modules:
+        return _of_numpy(value, sys.modules["numpy"])
+    if package == "pandas":
+        return _of_pandas(value)
+    if package == "pathlib" and isinstance(value, PurePath):
+        return _Node("path", (kind.__name__, str(value)))
+    return None
+
+
+def _of_class(value: Any) -> _Node | None:
+    kind = type(value)
+    if isinstance(value, Enum):
+        return _Node("enum", (kind, value.name, value.value), lambda _: "")
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        return _Node(
+            "namedtuple",
+            (kind, kind._fields, *value),
+            lambda at: f".{kind._fields[at - 2]}" if at > 1 else "",
+        )
+    if dataclasses.is_dataclass(value):
+        state = {field.name: getattr(value, field.name, ...) for field in dataclasses.fields(value)}
+        flat = [kind, *_flat(state | getattr(value, "__dict__", {}))]
+        return _Node("dataclass", flat, lambda at: f".{flat[at - 1]}" if at else "")
+    return None
+
+
+def _reduced(value: Any) -> _Node:
+    """What a pickle would hold of ``value``."""
+    kind = type(value)
+    try:
+        reducer = copyreg.dispatch_table.get(kind)
+        reduced: Any = reducer(value) if reducer else value.__reduce_ex__(5)
+    except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
+        if kind.__name__ == "PickleBuffer":
+            return _Node("bytes", raw=memoryview(value).cast("B"))
+        why = str(error) or type(error).__name__
+        raise _Unknown(f"is of type {type_name(value)}: {why}") from None
+    if isinstance(reduced, str):
+        module = getattr(value, "__module__", None) or kind.__module__
+        if not installed(module) or getattr(sys.modules.get(module), reduced, None) is not value:
+            raise _Unknown(f"is of type {type_name(value)}, and its name leads nowhere")
+        return _Node("name", (f"{module}:{reduced}",))
+    made, args, state, items, pairs = [*reduced, None, None, None][:5]
+    head = [made, *args, list(items or ()), list(pairs or ())]
+    if type(state) is not dict:
+        return _Node(f"object of {len(args)}", (*head, state), lambda _: "")
+    return _Node(
+        f"object of {len(args)} with attributes",
+        (*head, *(flat := _flat(state))),
+        lambda at: f".{flat[at - len(head) - 1]}" if at >= len(head) else "",
+    )
+
+
+def _flat(pairs: Mapping[Any, Any]) -> list[Any]:
+    return [part for pair in pairs.items() for part in pair]
+
+
+# --- arrays and frames, without importing what makes them --------------------------------------
+
+
+def _of_numpy(value: Any, numpy: Any) -> _Node | None:
+    if isinstance(value, numpy.generic):
+        dtype = value.dtype
+        if dtype.kind == "O":
+            return None
+        raw = b"nan" if dtype.kind == "f" and value != value else value.tobytes()
+        return _Node("numpy scalar", (_dtype(dtype),), raw=raw)
+    if type(value) is not numpy.ndarray:
+        return None
+    if value.dtype.hasobject or value.dtype.kind == "T":
+        return _Node("array", (_dtype(value.dtype), value.shape, value.ravel().tolist()))
+    flat = numpy.ascontiguousarray(value).reshape(-1)
+    raw = memoryview(flat.view(numpy.uint8)) if flat.nbytes else b""
+    return _Node("array", (_dtype(value.dtype), value.shape), raw=raw)
+
+
+def _dtype(dtype: Any) -> str:
+    return repr(dtype.descr) if dtype.names else str(dtype.str)
+
+
+def _of_pandas(value: Any) -> _Node | None:
+    kind = type(value).__name__
+    if kind == "DataFrame":
+        columns = [_column(value.iloc[:, at].array) for at in range(value.shape[1])]
+        return _Node(
+            "frame",
+            (value.index, value.columns, value.attrs, *columns),
+            lambda at: f"[{value.columns[at - 3]!r}]" if at > 2 else (".index", ".columns", "")[at],
+        )
+    if kind == "Series":
+        return _Node("series", (value.index, value.name, value.attrs, _column(value.array)))
+    if kind == "MultiIndex":
+        levels = [_column(value.get_level_values(at).array) for at in range(value.nlevels)]
+        return _Node("index", (kind, list(value.names), *levels))
+    if kind.endswith("Index"):
+        about = (kind, list(value.names), getattr(value, "freqstr", None))
+        return _Node("index", (*about, _column(value.array)))
+    if kind.endswith("Array") or kind == "Categorical":
+        return _Node("column", _column(value))
+    return None
+
+
+def _column(array: Any) -> tuple[Any, ...]:
+    """The content of a pandas array, however it keeps it."""
+    dtype = str(array.dtype)
+    if hasattr(array, "codes"):  # a categorical
+        return dtype, array.codes, array.categories, array.ordered
+    if hasattr(array, "asi8"):  # times, whose type names unit and zone
+        return dtype, array.asi8
+    plain = array.to_numpy()
+    return (dtype, plain) if plain.dtype == array.dtype else (dtype, list(array))

@@ -1,0 +1,135 @@
+"""enqueue.lua: what is stored, once, and where it waits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from qnb.storage.keys import job_hex
+from qnb.storage.scripts import UNFINISHED_TTL_MS
+from tests.storage.desk import LATER, LOST, Desk, call
+
+
+async def test_a_call_is_stored_once_however_often_it_is_sent(desk: Desk) -> None:
+    job, other = call("x"), call("y")
+    first, second, again = await desk.store.enqueue([job, other, job])
+    assert first <= second
+    assert again == 0
+    assert await desk.store.enqueue([job]) == [0]
+    assert await desk.store.queue_size() == 2
+    record = await desk.record("x")
+    assert record is not None
+    assert (record.status, record.call, record.tries) == ("queued", b"call", 0)
+    assert record.enqueue_time == first
+
+
+@pytest.mark.parametrize("when", [{}, {"delay_ms": LATER}], ids=["queued", "delayed"])
+async def test_an_unfinished_id_stays_as_it_is(desk: Desk, when: dict[str, int]) -> None:
+    first = call("x", payload=b"first", **when)
+    await desk.put(first)
+    before = await desk.raw("HGETALL", desk.keys.job("x"))
+    assert await desk.store.enqueue([call("x", payload=b"second")]) == [0]
+    assert await desk.raw("HGETALL", desk.keys.job("x")) == before
+
+
+async def test_a_running_id_stays_as_it_is(desk: Desk) -> None:
+    claimed = await desk.held(call("x"))
+    await desk.start(claimed)
+    assert await desk.store.enqueue([call("x")]) == [0]
+    assert await desk.status("x") == "running"
+    assert await desk.entries() == 1
+
+
+async def test_a_finished_id_runs_afresh_but_not_for_a_repeated_send(desk: Desk) -> None:
+    first = call("x", payload=b"first")
+    assert await desk.finish(await desk.held(first))
+    assert await desk.store.enqueue([first]) == [0]  # its reply was lost; it is sent again
+    assert await desk.ending("x") == "done"
+    await desk.put(call("x", payload=b"second"))
+    record = await desk.record("x")
+    assert record is not None
+    assert (record.status, record.outcome, record.call) == ("queued", None, b"second")
+
+
+async def test_a_fresh_run_is_later_than_the_run_before_it_however_fast(desk: Desk) -> None:
+    await desk.finish(await desk.held(call("x")))
+    ahead = 2 * await desk.now_ms()
+    await desk.raw("HSET", desk.keys.job("x"), "t", ahead)
+    assert await desk.store.enqueue([call("x")]) == [ahead + 1]
+    assert int(await desk.raw("ZSCORE", desk.keys.jobs, job_hex("x"))) == ahead + 1
+    [claimed] = await desk.claim()
+    assert claimed.enqueue_time == ahead + 1
+
+
+async def test_a_worker_of_the_run_before_cannot_end_the_fresh_run(desk: Desk) -> None:
+    stale = await desk.held(call("x"))
+    assert await desk.worker().give_back(stale, LOST, begun=True)
+    assert await desk.finish((await desk.claim("b"))[0])
+    await desk.put(call("x"))
+    assert not await desk.finish(stale)
+    assert await desk.status("x") == "queued"
+    [fresh] = await desk.claim("c")
+    assert await desk.finish(fresh)
+
+
+async def test_a_job_waits_for_its_time_and_not_beyond(
+    desk: Desk, until: Callable[..., Awaitable[object]]
+) -> None:
+    [now, soon, later] = await desk.put(call(), call(delay_ms=5), call(delay_ms=LATER))
+    assert [await desk.status(id_) for id_ in (now, later)] == ["queued", "scheduled"]
+    record = await desk.record(later)
+    assert record is not None
+    assert record.scheduled_at == record.enqueue_time + LATER
+
+    async def moved() -> bool:
+        await desk.worker().tick()
+        return await desk.status(soon) == "queued"
+
+    await until(moved, "its time has come")
+    assert await desk.indexed("delayed") == [job_hex(later)]
+    assert [c.spec.task_id for c in await desk.claim(count=3)] == [now, soon]
+
+
+async def test_a_time_in_the_past_is_now_and_one_ahead_is_kept_to_the_millisecond(
+    desk: Desk,
+) -> None:
+    await desk.store.server.sync_clock()
+    at = round(desk.store.clock.now_ms()) + LATER
+    [past, ahead] = await desk.put(call(schedule_ms=1_000), call(schedule_ms=at))
+    assert await desk.status(past) == "queued"
+    record = await desk.record(ahead)
+    assert record is not None
+    assert record.scheduled_at == at
+
+
+async def test_a_delayed_record_outlives_its_delay(desk: Desk) -> None:
+    year = 365 * 24 * 3600 * 1000
+    [id_] = await desk.put(call(delay_ms=year))
+    assert await desk.ttl(desk.keys.job(id_)) > year + UNFINISHED_TTL_MS - 10_000
+
+
+async def test_workers_are_told_when_something_will_be_due(
+    desk: Desk, until: Callable[..., Awaitable[object]]
+) -> None:
+    async with desk.hearing(desk.keys.control) as heard:
+        await desk.put(call())
+        [first, second] = await desk.put(call(delay_ms=LATER), call(expire_ms=LATER // 2))
+
+        async def told() -> bool:
+            return bool(heard)
+
+        await until(told, "workers are told")
+    record = await desk.record(second)
+    assert record is not None
+    assert heard == [b"w%d" % (record.expires_at or 0)]
+    assert await desk.indexed("delayed") == [job_hex(first)]
+    assert await desk.indexed("expiring") == [job_hex(second)]
+
+
+async def test_thousands_of_calls_arrive_in_order_and_in_their_lanes(two_lanes: Desk) -> None:
+    calls = [call(lane=("low", "high")[n % 2]) for n in range(1_200)]
+    await two_lanes.put(*calls)
+    assert await two_lanes.store.sizes() == ({"low": 600, "high": 600}, 0)
+    got = await two_lanes.claim(count=1_200)
+    assert [c.spec for c in got] == [c.spec for c in calls[1::2] + calls[::2]]

@@ -1,0 +1,53 @@
+"""leave.lua: a worker that goes is forgotten, what it still holds is not."""
+
+from __future__ import annotations
+
+from tests.storage.desk import LOST, Desk, call, overdue
+
+
+async def _consumers(desk: Desk) -> set[str]:
+    found = await desk.raw("XINFO", "CONSUMERS", desk.keys.lane("default"), "qnb")
+    return {
+        dict(zip(row[::2], row[1::2], strict=True))[b"name"].decode() if isinstance(row, list)
+        else str(row["name"].decode() if isinstance(row["name"], bytes) else row["name"])
+        for row in found
+    }  # fmt: skip
+
+
+async def test_a_worker_that_leaves_is_forgotten(desk: Desk) -> None:
+    claimed = await desk.held(name="a")
+    assert len(await _consumers(desk)) == 1
+    assert await desk.finish(claimed)
+    await desk.worker("a").heartbeat("a", {"running": 0}, 60_000)
+    assert list(await desk.store.workers()) == ["a"]
+    await desk.worker("a").leave("a")
+    assert await _consumers(desk) == set()
+    assert await desk.store.workers() == {}
+    await desk.worker("a").leave("a")  # the reply was lost
+
+
+async def test_what_it_still_holds_is_recovered_by_others(desk: Desk) -> None:
+    claimed = await desk.held(name="a")
+    [name] = await _consumers(desk)
+    assert await desk.store.server.scripts.leave([desk.keys.lane("default")], name) == 1
+    await desk.worker("a").leave("a")
+    assert await _consumers(desk) == {name}
+    assert await desk.worker("b").recover(overdue(claimed), LOST) == 1
+    [again] = await desk.claim("b")
+    assert again.spec == claimed.spec
+    assert await desk.store.server.scripts.leave([desk.keys.lane("default")], name) == 0
+
+
+async def test_a_worker_that_died_is_off_the_books_when_another_speaks(desk: Desk) -> None:
+    await desk.worker("dead").heartbeat("dead", {"running": 1}, 60_000)
+    long_ago = 1
+    await desk.raw("ZADD", desk.keys.workers, long_ago, "dead")
+    await desk.worker("b").heartbeat("b", {"running": 0}, 60_000)
+    assert await desk.raw("ZRANGE", desk.keys.workers, 0, -1) == [b"b"]
+
+
+async def test_the_index_forgets_jobs_whose_records_are_gone(desk: Desk) -> None:
+    kept, gone = await desk.put(call(), call())
+    await desk.raw("DEL", desk.keys.job(gone))
+    assert await desk.worker().sweep_index() == 1
+    assert await desk.store.index() == [desk.keys.job(kept)]

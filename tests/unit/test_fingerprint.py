@@ -1,0 +1,203 @@
+"""What a value is: the same digest wherever it is made, another one for anything else."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from email.headerregistry import Address
+from functools import partial
+from itertools import combinations
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qnb.errors import EncodingError
+from qnb.wire.codec import Codec
+from qnb.wire.envelope import Keys
+from qnb.wire.fingerprint import call_digest, value_digest
+
+ROOT = Path(__file__).parents[2]
+
+_hashable = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+    | st.complex_numbers() | st.datetimes() | st.timedeltas() | st.decimals(allow_nan=False)
+)  # fmt: skip
+_values = st.recursive(
+    _hashable | st.sets(_hashable) | st.builds(np.array, st.lists(st.floats(), max_size=3)),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+
+
+@given(_values)
+def test_a_value_and_its_copy_have_one_digest(value: Any) -> None:
+    codec = Codec(Keys([bytes(32)], "a test"), "q", max_payload=1 << 20)
+    copy = codec.unpack_result("job", codec.pack_result("job", 1, value))
+    assert value_digest(copy) == value_digest(value)
+    assert len(value_digest(value)) == 16
+
+
+@given(_values, _values)
+def test_values_with_one_digest_are_written_alike(one: Any, other: Any) -> None:
+    if value_digest(one) == value_digest(other):
+        assert type(one) is type(other)
+        if not isinstance(one, set):  # whose order is not theirs
+            assert repr(one) == repr(other)
+
+
+FRAME = pd.DataFrame({"a": [1, 2], "s": ["x", None]})
+DISTINCT: list[Any] = [
+    None, 0, 1, -1, 255, 256, 1 << 70, 0.0, -0.0, 1.0, float("nan"), float("inf"), True, False,
+    1j, complex(-0.0, 1), "", "1", "a", b"a", bytearray(b"a"), ..., int, len, partial(len, [1]),
+    (), [], {}, set(), frozenset(), (1,), [1], {1}, frozenset([1]), {1: 2, 3: 4}, {3: 4, 1: 2},
+    [[1], 2], [[1, 2]], ["ab"], ["a", "b"], OrderedDict(a=1), deque([1]), range(3), slice(1, 2),
+    re.compile("a"), re.compile("a", re.IGNORECASE), re.IGNORECASE, list[int],
+    date(2020, 1, 1), datetime(2020, 1, 1), datetime(2020, 1, 1, tzinfo=UTC),  # noqa: DTZ001
+    datetime(2020, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")), timedelta(1),
+    Decimal("1.0"), Decimal("1.00"), UUID(int=5), Path("a"), PurePosixPath("a"),
+    urlsplit("a"), Address("a", "b", "c"), types.SimpleNamespace(a=1),
+    np.float64(1), np.float32(1), np.int64(1), np.True_, np.datetime64("2020", "s"), np.sin,
+    np.arange(3), np.arange(3.0), np.arange(3, dtype=">i8"), np.arange(6).reshape(2, 3),
+    np.arange(6).reshape(3, 2), np.array([]), np.array(3), np.array(["a"]), np.array(["a", None]),
+    np.zeros(1, dtype=[("a", "i4")]), np.zeros(1, dtype=[("b", "i4")]), np.dtype("f8"),
+    np.ma.array([1, 2], mask=[0, 1]), np.random.default_rng(0), np.random.default_rng(1),
+    FRAME, FRAME[["a"]], FRAME["a"], FRAME["a"].rename("b"), FRAME.set_index("s"),
+    FRAME.astype({"a": "Int64"}), FRAME.astype({"s": "category"}), FRAME.astype({"s": object}),
+    pd.RangeIndex(2), pd.Index([0, 1]), pd.MultiIndex.from_product([[1, 2], ["a"]]),
+    pd.date_range("2020", periods=2), pd.date_range("2020", periods=2, tz="UTC"), pd.NaT, pd.NA,
+    pd.Timestamp("2020"), pd.Timedelta(1, "s"), pd.Interval(1, 2), pd.array([1, None]),
+]  # fmt: skip
+
+
+def test_what_differs_in_type_order_sign_or_content_has_another_digest() -> None:
+    for (one, first), (other, second) in combinations(
+        [(value, value_digest(value)) for value in DISTINCT], 2
+    ):
+        assert first != second, (one, other)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (float("nan"), -float("nan")),
+        (np.float64("nan"), -np.float64("nan")),
+        ({"a", "b", 1}, {1, "b", "a"}),
+        (np.arange(20)[::2], np.arange(0, 20, 2)),
+        (np.asfortranarray(np.arange(6).reshape(2, 3)), np.arange(6).reshape(2, 3)),
+        (np.array(["a", [1]], dtype=object), np.array(["a", [1]], dtype=object)),
+        (FRAME, pd.concat([FRAME[["a"]], FRAME[["s"]]], axis=1)),
+        (pd.DataFrame({"a": [1, 3]}), pd.DataFrame([[1, 2], [3, 4]], columns=["a", "b"])[["a"]]),
+        (pd.Series(["u", "v"], dtype="category"), pd.Series(["u", "v"]).astype("category")),
+        (np.arange(4).view(), np.require(np.arange(4), requirements="O")),
+    ],
+)
+def test_what_is_the_same_content_has_one_digest(one: Any, other: Any) -> None:
+    assert value_digest(one) == value_digest(other)
+
+
+def test_values_that_hold_themselves_or_much_in_common_are_no_trap() -> None:
+    ring: list[Any] = [1]
+    ring.append(ring)
+    same: list[Any] = [1]
+    same.append(same)
+    assert value_digest(ring) == value_digest(same) != value_digest([1, [1, [1]]])
+    tree: list[Any] = []
+    for _ in range(200):
+        tree = [tree, tree]
+    start = time.perf_counter()
+    value_digest(tree)
+    assert time.perf_counter() - start < 1
+
+
+_cell: dict[str, Any] = {"__name__": "__main__"}
+exec(  # noqa: S102 - a notebook's cell
+    "import dataclasses\n@dataclasses.dataclass\nclass Local:\n    x: int\ndef local(): pass", _cell
+)
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (threading.Lock(), r"value is of type _thread\.lock: cannot pickle"),
+        ({"a": [1, threading.Lock()]}, r"value\['a'\]\[1\] is of type _thread\.lock"),
+        (types.SimpleNamespace(q=(threading.Lock(),)), r"value\.q\[0\] is of type"),
+        (_cell["Local"](1), r"value has the class '__main__\.Local', which no installed package"),
+        (_cell["local"], r"value has the function '__main__\.local', which no installed"),
+        ([lambda: 1], r"value\[0\] has the function '.*<lambda>'"),
+        (pd.DataFrame({"x": [threading.Lock()]}), r"value\['x'\].* is of type _thread\.lock"),
+    ],
+)
+def test_what_cannot_be_compared_is_named_with_the_way_to_it(value: Any, said: str) -> None:
+    with pytest.raises(EncodingError, match=said + r".*options\(task_id="):
+        value_digest(value)
+
+
+def test_nesting_without_end_is_refused() -> None:
+    nest: list[Any] = []
+    for _ in range(100_000):
+        nest = [nest]
+    with pytest.raises(EncodingError, match="nested too deeply"):
+        value_digest(nest)
+
+
+def test_a_call_is_its_task_its_arguments_and_its_words_in_any_order() -> None:
+    calls: list[Callable[[], str]] = [
+        lambda: call_digest("f", (1, 2), {}),
+        lambda: call_digest("g", (1, 2), {}),
+        lambda: call_digest("f", ((1, 2),), {}),
+        lambda: call_digest("f", (1,), {"x": 2}),
+        lambda: call_digest("f", (1, "x"), {}),
+        lambda: call_digest("f", (), {"x": 1, "y": 2}),
+        lambda: call_digest("f", (), {"x": 2, "y": 1}),
+    ]
+    assert len({call() for call in calls}) == len(calls)
+    assert call_digest("f", (), {"y": 2, "x": 1}) == calls[5]()
+    assert re.fullmatch("[0-9a-f]{32}", calls[0]())
+    with pytest.raises(EncodingError, match=r"^kwargs\['m'\]\['a'\] is of type _thread\.lock"):
+        call_digest("f", (), {"m": {"a": threading.Lock()}})
+
+
+def test_digests_are_those_of_any_kernel_and_any_release() -> None:
+    """Fixed digests: whoever changes one makes every stored digest a miss."""
+    code = """
+import datetime, enum, pathlib, re, uuid
+import numpy as np, pandas as pd
+from qnb.wire.fingerprint import call_digest
+print(call_digest("f", (1, 2.5, "é", b"x", None, {"b", "a", ("c", 1)}, frozenset("abc")), {}))
+print(call_digest("f", (datetime.datetime(2020, 1, 1), pathlib.PurePosixPath("a")), {}))
+print(call_digest("f", (), {"flag": re.RegexFlag.I, "id": uuid.UUID(int=1)}))
+print(call_digest("f", (np.arange(3.0), np.int8(1), np.array(["a", {"y", "x"}], dtype=object)), {}))
+print(call_digest("f", (pd.DataFrame({"a": [1], "s": ["x"]}), ), {}))
+"""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed}, cwd=ROOT,
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("0", "1", "random")
+    }  # fmt: skip
+    assert len(said) == 1
+    assert said.pop().split()[:4] == [
+        "fba8af1e4d1beeabafe4388d866ef403",
+        "2f5c14064a1cbef3c1bfb47d81a533f3",
+        "cc8346cc7a2eb597b95da9e5bbf19a58",
+        "2afc659e8908bf5f6e2f5f9a86e9d329",
+    ]
