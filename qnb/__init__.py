@@ -46,7 +46,15 @@ if TYPE_CHECKING:
         WorkerCrashed,
     )
     from qnb.job import Job
-    from qnb.models import ErrorContext, JobState, TaskContext, TaskInfo, TaskResult
+    from qnb.models import (
+        ErrorContext,
+        Failure,
+        Frame,
+        JobState,
+        TaskContext,
+        TaskInfo,
+        TaskResult,
+    )
     from qnb.pool import Pool
     from qnb.running.context import current_task
     from qnb.running.progress import progress, report
@@ -57,6 +65,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "App": "qnb.app",
     "ErrorContext": "qnb.models",
+    "Failure": "qnb.models",
+    "Frame": "qnb.models",
     "Job": "qnb.job",
     "JobState": "qnb.models",
     "Pool": "qnb.pool",
@@ -77,6 +87,8 @@ __all__ = [
     "EncodingError",
     "EnvironmentMismatch",
     "ErrorContext",
+    "Failure",
+    "Frame",
     "InvalidName",
     "InvalidOption",
     "Job",

@@ -119,8 +119,9 @@ class Outcome:
 class TaskResult:
     """The outcome of a finished job.
 
-    ``value`` is what the task returned, or the error's ``repr`` if ``success`` is false.
-    ``tries`` counts attempts; ``enqueue_time``, ``start`` and ``finish`` are epoch milliseconds.
+    ``value`` is what the task returned, or the error's ``repr`` if ``success`` is false; then
+    ``failure`` tells more. ``tries`` counts attempts; ``enqueue_time``, ``start`` and ``finish``
+    are epoch milliseconds.
     """
 
     success: bool
@@ -130,6 +131,7 @@ class TaskResult:
     start: int
     finish: int
     aborted: bool = False
+    failure: Failure | None = None
 
     @property
     def duration_ms(self) -> int:

@@ -67,6 +67,7 @@ def result_of(codec: Codec, task_id: str, record: JobRecord | None) -> TaskResul
         start=outcome.start,
         finish=outcome.finish,
         aborted=outcome.ending is Ending.ABORTED,
+        failure=outcome.failure,
     )
 
 

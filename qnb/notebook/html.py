@@ -178,7 +178,7 @@ def frames(traceback: str) -> str:
 
 def job_text(record: JobRecord) -> str:
     """The job in one line of text."""
-    failure = record.outcome.failure if record.outcome else None
+    failure = record.outcome.failure if record.outcome else record.failure
     facts = [f"{clip(record.fn_name, 120)} {clip(record.task_id, 80)}: {job_word(record)}"]
     if record.outcome:
         facts.append(f"in {duration((record.outcome.finish - record.outcome.start) / 1000)}")
@@ -281,7 +281,7 @@ def job_card(record: JobRecord, elapsed: float | None = None) -> str:
     if outcome:
         elapsed = (outcome.finish - outcome.start) / 1000
     length = "" if elapsed is None else duration(elapsed)
-    failure = outcome.failure if outcome else None
+    failure = outcome.failure if outcome else record.failure
     parts = [_head(job_word(record), record.fn_name, record.task_id, length)]
     if outcome is None and record.progress is not None:
         parts.append(_progress(record.progress, 1, f"{record.progress:.0%}"))

@@ -24,7 +24,7 @@ class JobRenderer(LiveRenderer[JobRecord]):
         return JobWidget
 
     def state(self, snapshot: JobRecord) -> dict[str, Any]:
-        failure = snapshot.outcome.failure if snapshot.outcome else None
+        failure = snapshot.outcome.failure if snapshot.outcome else snapshot.failure
         word = html.job_word(snapshot)
         return {
             "word": word.replace("_", " "),

@@ -284,3 +284,44 @@ def test_blocking_and_async_callers_see_the_same_output_in_process(
 
     asyncio.run(main())
     assert sorted(capsys.readouterr().out.split()) == ["one", "two"]  # shown here too
+
+
+@pytest.mark.parametrize("skews", [(-1.5, 1.5), (-3600, 3600)])
+def test_workers_whose_clocks_differ_run_each_occurrence_once(
+    server_url: str, queue: str, tmp_path: Path, wait_until: Wait, skews: tuple[float, float]
+) -> None:
+    ledger = tmp_path / "ledger"
+    text = SHOP.format(url=server_url, queue=queue, ledger=str(ledger))
+    (tmp_path / "shop.py").write_text(text)
+    workers = []
+    for skew in skews:
+        folder = tmp_path / f"clock{skew}"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(
+            "import time\n"
+            "_time, _time_ns = time.time, time.time_ns\n"
+            f"time.time = lambda: _time() + {skew}\n"
+            f"time.time_ns = lambda: _time_ns() + int({skew} * 1e9)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        command = [sys.executable, "-m", "qnb", "worker", "shop:app", "-n", "1"]
+        workers.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+            )
+        )  # fmt: skip
+
+    def ticks() -> list[str]:
+        lines = ledger.read_text().splitlines() if ledger.exists() else []
+        return [line for line in lines if line.startswith("tick")]
+
+    try:
+        wait_until(lambda: len(ticks()) >= 5, "five occurrences have run", 15)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        assert [worker.wait(15) for worker in workers] == [0, 0]
+    seconds = sorted(int(line.removesuffix("Z")[-2:]) for line in ticks())
+    assert len(set(seconds)) == len(seconds)  # none twice
+    gaps = sorted((b - a) % 60 for a, b in zip(seconds, [*seconds[1:], seconds[0]], strict=True))
+    assert gaps[:-1] == [1] * (len(seconds) - 1)  # and none left out

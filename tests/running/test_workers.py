@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_a_worker_that_dies_with_its_job_is_replaced_and_the_job_repeated(
     def fragile(path: str, lives: int) -> int:
         with Path(path).open("a") as file:
             file.write("start\n")
+        print("about to", "die")
         count = len(Path(path).read_text().splitlines())
         if count <= lives:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -84,8 +86,12 @@ def test_a_worker_that_dies_with_its_job_is_replaced_and_the_job_repeated(
     assert fragile.submit(str(ledger), 1).get(timeout=10) == 2
     assert time.monotonic() - begun < 5  # seen at once, not after a lease of 15 s
     ledger.unlink()
-    with pytest.raises(qnb.WorkerCrashed, match=r"'fragile' lost its worker 3 times.*SIGKILL"):
-        fragile.submit(str(ledger), 99).get(timeout=15)
+    job = fragile.submit(str(ledger), 99)
+    with pytest.raises(qnb.WorkerCrashed, match=r"'fragile' lost its worker 3 times") as crashed:
+        job.get(timeout=15)
+    assert re.search(r"process \d+ was ended by signal SIGKILL", str(crashed.value))
+    assert "about to die" in str(crashed.value)  # its last lines
+    assert job.logs().count("about to die") == 3
     assert len(ledger.read_text().splitlines()) == 3
     assert fragile.submit(str(tmp_path / "sound"), 0).get(timeout=10) == 1
 
