@@ -58,6 +58,10 @@ if TYPE_CHECKING:
     from qnb.pool import Pool
     from qnb.running.context import current_task
     from qnb.running.progress import progress, report
+    from qnb.sweeps.designs import grid, star
+    from qnb.sweeps.designs import zip_ as zip
+    from qnb.sweeps.sampling import sample
+    from qnb.sweeps.spaces import points, rows
     from qnb.sweeps.sweep import Sweep
     from qnb.task import Task
 
@@ -76,8 +80,14 @@ _HOMES = {
     "TaskInfo": "qnb.models",
     "TaskResult": "qnb.models",
     "current_task": "qnb.running.context",
+    "grid": "qnb.sweeps.designs",
+    "points": "qnb.sweeps.spaces",
     "progress": "qnb.running.progress",
     "report": "qnb.running.progress",
+    "rows": "qnb.sweeps.spaces",
+    "sample": "qnb.sweeps.sampling",
+    "star": "qnb.sweeps.designs",
+    "zip": "qnb.sweeps.designs",
 }
 
 __all__ = [
@@ -119,8 +129,14 @@ __all__ = [
     "UnsafeStore",
     "WorkerCrashed",
     "current_task",
+    "grid",
+    "points",
     "progress",
     "report",
+    "rows",
+    "sample",
+    "star",
+    "zip",
 ]
 
 display.register("Job", "qnb.notebook.job_view:renderer")
@@ -134,7 +150,8 @@ def __getattr__(name: str) -> Any:
         return version("qnb")
     if name not in __all__:
         raise AttributeError(f"module 'qnb' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "qnb.errors")), name)
+    attribute = "zip_" if name == "zip" else name  # inside, the builtin keeps its name
+    value = getattr(import_module(_HOMES.get(name, "qnb.errors")), attribute)
     globals()[name] = value
     return value
 

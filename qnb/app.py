@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from qnb import bridge
 from qnb.client import Client
-from qnb.clock import seconds
 from qnb.display import Displayed
 from qnb.errors import InvalidOption, QnbError
 from qnb.job import Job
 from qnb.models import ErrorContext, JobRecord, JobState, TaskInfo, TaskResult
-from qnb.options import AppOptions, TaskOptions, check_task_id
+from qnb.options import AppOptions, FrameOptions, TaskOptions, check_takes, check_task_id, hint
 from qnb.pool import Pool
 from qnb.reading import call_of, value_of
 from qnb.registry import Cron, Registry, State, check_task_name, serving
@@ -47,8 +46,9 @@ class App(Displayed):
     'urgent'
     """
 
-    #: end :meth:`run` when the lanes are empty; delayed jobs stay for another worker
-    burst: bool = False
+    __slots__ = ("__weakref__", "_client", "_run", "burst", "registry")
+
+    burst: bool  #: end :meth:`run` when the lanes are empty; delayed jobs stay for another worker
 
     def __init__(
         self,
@@ -57,19 +57,30 @@ class App(Displayed):
         priorities: Sequence[str] = ("default",),
         **options: Any,
     ) -> None:
-        settings = AppOptions.of(
-            queue_name=queue_name,
-            priorities=tuple(priorities) if isinstance(priorities, list) else priorities,
-            **options,
-        )
-        self.registry = Registry()
-        self._client = Client(redis_url, settings)
-        self._worker: Worker | None = None
-        self._worker_loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = False
+        lanes = tuple(priorities) if isinstance(priorities, list) else priorities
+        settings = AppOptions.of(queue_name=queue_name, priorities=lanes, **options)
+        registry = Registry()
+        self._set_up(Client(redis_url, settings, registry), registry)
+
+    def _set_up(self, client: Client, registry: Registry) -> None:
+        self.registry = registry
+        self._client = client
+        self.burst = False
+        self._run: _Run | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self._client,)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "burst" and not isinstance(value, bool):
+            raise InvalidOption(f"burst={value!r}: expected True or False")
+        try:
+            super().__setattr__(name, value)
+        except AttributeError:
+            raise AttributeError(
+                f"app.{name} cannot be set.{hint(name, ['burst'])} Only app.burst can: options "
+                "are given to App(...), and what tasks share is set up by @app.lifespan"
+            ) from None
 
     # -- what it is ----------------------------------------------------------------------------
 
@@ -105,7 +116,7 @@ class App(Displayed):
     @property
     def worker_id(self) -> str | None:
         """The id of the worker that :meth:`run` is, while it runs."""
-        return self._worker.id if self._worker else None
+        return self._run.worker.id if self._run and self._run.worker else None
 
     def __repr__(self) -> str:
         return f"<App queue {self.queue_name!r}, {len(self.tasks)} tasks>"
@@ -144,7 +155,11 @@ class App(Displayed):
                 fn = fn.fn
             if not callable(fn) or isinstance(fn, Task):
                 raise InvalidOption(f"@app.task expects a function, not {fn!r}")
+            if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+                raise InvalidOption(f"@app.task: {fn!r} yields: have it return a list instead")
             called = name if name is not None else getattr(fn, "__name__", "")
+            if called in ("", "<lambda>"):
+                raise InvalidOption(f"{fn!r} has no name of its own: app.task(name=...) gives one")
             task: Task[..., Any] = Task(self._client, called, fn, chosen)
             self.registry.add(called, fn, task.policy)
             return task
@@ -152,12 +167,7 @@ class App(Displayed):
         return decorate if fn is None else decorate(fn)
 
     def _options_of_a_task(self, where: str, options: dict[str, Any]) -> TaskOptions:
-        for word in TaskOptions.OF_A_CALL:
-            if options.get(word):
-                raise InvalidOption(
-                    f"{word}= belongs to one call and not to {where}(): task.options({word}=...)"
-                )
-        chosen = TaskOptions().merge(**options)
+        chosen = TaskOptions.of_a_task(where, options)
         self._client.options.lane(chosen.priority)
         return chosen
 
@@ -204,8 +214,7 @@ class App(Displayed):
             raise InvalidOption(
                 f"@app.lifespan expects an async function with one yield, not {setup!r}"
             )
-        if inspect.signature(hook).parameters:
-            raise InvalidOption(f"@app.lifespan: {hook.__name__}() must take no arguments")
+        check_takes("@app.lifespan", hook)
         self.registry.lifespan = setup
         return setup
 
@@ -218,6 +227,7 @@ class App(Displayed):
         """
         if not callable(hook):
             raise InvalidOption(f"@app.on_error expects a function, not {hook!r}")
+        check_takes("@app.on_error", hook, "an ErrorContext")
         self.registry.add_error_hook(hook)
         return hook
 
@@ -238,17 +248,24 @@ class App(Displayed):
 
         A round trip for each 500 or so. All are checked before the first is sent.
         """
+        if not isinstance(calls, Iterable):
+            raise InvalidOption(
+                f"enqueue_many() expects a list, not one {type(calls).__name__}: use [...]"
+            )
         prepared = list(calls)
         for call in prepared:
             if not isinstance(call, PreparedCall):
                 raise InvalidOption(
                     f"enqueue_many() expects what task.prepare(...) returns, not {call!r}"
                 )
+            if not _is_same(call.client, self._client):
+                raise InvalidOption(
+                    f"a call of task {call.call.spec.fn_name!r} was prepared for "
+                    f"{_place(call.client)}, and enqueue_many() is of {_place(self._client)}: use "
+                    "the app whose task has prepared it"
+                )
         await self._client.enqueue([one.call for one in prepared])
-        return [
-            Job(self._client, spec.task_id, _queued(spec.task_id, spec.fn_name, spec.lane))
-            for spec in (one.call.spec for one in prepared)
-        ]
+        return [one.job() for one in prepared]
 
     # -- jobs by id ----------------------------------------------------------------------------
 
@@ -262,15 +279,15 @@ class App(Displayed):
         timeout: float | timedelta | None = None,  # noqa: ASYNC109 - the seed's signature
     ) -> TaskResult | None:
         """As :meth:`Job.result <qnb.Job.result>`."""
-        return await self._client.result(task_id, seconds(timeout))
+        return await self.job(task_id).result(timeout)
 
     async def status(self, task_id: str) -> JobState:
         """As :meth:`Job.status <qnb.Job.status>`."""
-        return await self._client.status(task_id)
+        return await self.job(task_id).status()
 
     async def info(self, task_id: str) -> TaskInfo | None:
         """As :meth:`Job.info <qnb.Job.info>`."""
-        return await self._client.info(task_id)
+        return await self.job(task_id).info()
 
     async def abort(self, task_id: str) -> bool:
         """As :meth:`Job.abort <qnb.Job.abort>`."""
@@ -298,43 +315,36 @@ class App(Displayed):
         ``task``, ``sweep``, ``status`` and ``since`` (an aware datetime) keep only what fits,
         ``limit`` the newest so many. ``values`` adds the column ``value``: what each finished job
         returned. ``params="columns"`` makes a column of each parameter, ``"text"`` text that can
-        be written to a file.
+        be written to a file. What cannot be read here (it was signed with another key, or its
+        class is not here) is missing.
         """
-        if status is not None and status not in set(JobState):
-            raise InvalidOption(f"status={status!r}: expected one of {', '.join(JobState)}")
-        if since is not None and since.tzinfo is None:
-            raise InvalidOption(
-                f"since={since!r}: expected a datetime with a time zone, such as "
-                "datetime.now(timezone.utc)"
-            )
         name = task.name if isinstance(task, Task) else task
-        least = since.timestamp() * 1000 if since else 0
+        chosen = FrameOptions(
+            task=name, sweep=sweep, status=status, since=since, limit=limit, params=params,
+            values=values,
+        )  # fmt: skip
 
         async def read() -> list[JobRecord]:
             store = (await self._client.link()).store
             return await store.all_records(call=True, result=values)
 
-        records = [
-            record
-            for record in bridge.run(read())
-            if record.enqueue_time >= least
-            and (name is None or record.fn_name == name)
-            and (sweep is None or record.sweep == sweep)
-            and (status is None or record.status == status)
-        ]
+        records, codec = chosen.choose(bridge.run(read())), self._client.codec
         from qnb.analysis import frames
 
-        def value(record: JobRecord) -> Any:
-            if record.outcome is None or not record.outcome.success:
-                return frames.MISSING
-            return value_of(self._client.codec, record.task_id, record)
+        unread: Any = ((), {}) if params == "columns" else (None, None)
 
-        return frames.jobs_frame(
-            records[-limit:] if limit else records,
-            partial(call_of, self._client.codec),
-            params=params,
-            values=value if values else None,
-        )
+        def call(record: JobRecord) -> Any:
+            with contextlib.suppress(QnbError):
+                return call_of(codec, record)
+            return unread
+
+        def value(record: JobRecord) -> Any:
+            if record.outcome is not None and record.outcome.success:
+                with contextlib.suppress(QnbError):
+                    return value_of(codec, record.task_id, record)
+            return frames.MISSING
+
+        return frames.jobs_frame(records, call, params=params, values=value if values else None)
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -358,58 +368,81 @@ class App(Displayed):
         """The workers that :meth:`start_workers` started, from this or another kernel."""
         return Pool(self._client, self.registry)
 
-    async def run(self) -> None:
+    def run(self) -> Coroutine[Any, Any, None]:
         """Be a worker in this process until :meth:`stop`; with :attr:`burst`, until drained.
 
         Coroutine tasks run on this loop, plain functions in threads: they share your objects,
         and cannot be killed. ``isolation="process"`` runs a task in a child process instead.
         """
+        if self._run is not None and self._run.loop is not None:
+            raise QnbError(f"{self!r} runs already; start another App for another worker")
+        self._run = run = _Run()  # now, so that a stop() before the loop's next turn is heard
+        return self._serve(run)
+
+    async def _serve(self, run: _Run) -> None:
         from qnb.running.serve import inline_worker
         from qnb.storage.store import Store
 
-        if self._worker_loop is not None:
-            raise QnbError(f"{self!r} runs already; start another App for another worker")
-        self._worker_loop = loop = asyncio.get_running_loop()
-        self._stopped = False
+        if self._run is not run:
+            raise QnbError(f"{self!r} was started twice; start another App for another worker")
+        run.loop = loop = asyncio.get_running_loop()
         try:
             url = await loop.run_in_executor(None, lambda: self._client.url)
             store = Store(url, self._client.options)
             try:
-                self._worker = inline_worker(
+                run.worker = inline_worker(
                     store, self.registry, self._client.codec, url, self.burst
                 )
-                if self._stopped:
-                    self._worker.stop()
-                await self._worker.run()
+                if run.stopped:
+                    run.worker.stop()
+                await run.worker.run()
             finally:
                 await store.close()
         finally:
-            self._worker = self._worker_loop = None
+            self._run = None
 
     def stop(self) -> None:
-        """End :meth:`run`, from any thread: what runs may finish, the rest goes back."""
-        if (loop := self._worker_loop) is not None:
-            loop.call_soon_threadsafe(self._stop)
+        """End :meth:`run`, from any thread: what runs may finish, the rest goes back.
 
-    def _stop(self) -> None:
-        self._stopped = True  # in case the worker is only about to be made
-        if self._worker is not None:
-            self._worker.stop()
+        It ends a run that has been called, even if it has not begun yet, and none that comes later.
+        """
+        if (run := self._run) is not None:
+            run.stop()
 
     def close(self) -> None:
         """Close the connections of blocking calls and live views. Jobs and workers go on."""
         bridge.run(self._client.close())
 
 
-def _queued(task_id: str, fn_name: str, lane: str) -> JobRecord:
-    return JobRecord(task_id, fn_name, lane, JobState.QUEUED, 0)
+class _Run:
+    """One :meth:`App.run`, from its call to its end."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.worker: Worker | None = None
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True  # first: the worker may be made at this very moment
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if self.worker is not None:
+            self.worker.stop()
+
+
+def _is_same(client: Client, other: Client) -> bool:
+    """Whether what was prepared for the one may be sent by the other."""
+    return client is other or (client.options == other.options and client.url == other.url)
+
+
+def _place(client: Client) -> str:
+    return f"queue {client.options.queue_name!r} at {masked(client.url)}"
 
 
 def _rebuilt(client: Client) -> App:
     """The app that a function by value refers to: on a worker, the one it serves."""
     app = App.__new__(App)
-    app.registry = serving.get(client.options.queue_name) or Registry()
-    app._client = client
-    app._worker = app._worker_loop = None
-    app._stopped = False
+    app._set_up(client, serving.get(client.options.queue_name) or Registry())
     return app

@@ -15,17 +15,23 @@ import threading
 from collections.abc import Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextvars import copy_context
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from qnb.clock import seconds
 from qnb.errors import QnbError
 
-__all__ = ["Command", "arrived", "loop", "run", "spawn"]
+__all__ = ["Command", "apart", "arrived", "loop", "run", "spawn"]
 
 T = TypeVar("T")
 
 log = logging.getLogger("qnb")
+
+#: seconds after which an error that nobody has asked for is logged
+UNASKED = 1.0
 
 #: seconds between two ticks while something is awaited, so that an interrupt gets through
 TICK = 0.2
@@ -80,6 +86,35 @@ def run(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         raise
 
 
+def apart(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a user's coroutine to its end in a thread and loop of its own, whatever runs here.
+
+    An interrupt cancels it and is not kept waiting.
+    """
+    done: Future[T] = Future()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
+
+    async def main() -> T:
+        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await coroutine
+
+    def work() -> None:
+        try:
+            done.set_result(asyncio.run(main()))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=(work,), name="qnb-apart", daemon=True).start()
+    try:
+        return done.result()
+    except BaseException:
+        if not done.done():
+            other, task = started.result()
+            if task is not None:
+                other.call_soon_threadsafe(task.cancel)
+        raise
+
+
 async def arrived(future: Future[T]) -> T:
     """Await what the I/O thread works on, from any loop; an interrupt gets through."""
     waiting = asyncio.wrap_future(future)
@@ -96,16 +131,17 @@ class Command(Generic[T]):
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], what: str) -> None:
         self._what = what
-        self._read = False
+        self._state = _Asked()
         self._future = spawn(coroutine)
+        self._future.add_done_callback(partial(_tell_if_unasked, what, self._state))
 
     def __await__(self) -> Generator[Any, None, T]:
-        self._read = True
+        self._state.asked = True
         return arrived(self._future).__await__()
 
     def result(self, timeout: float | timedelta | None = None) -> T:
         """Wait for the answer; ``TimeoutError`` after ``timeout`` seconds: the command goes on."""
-        self._read = True
+        self._state.asked = True
         limit = seconds(timeout)
         try:
             return self._future.result(limit)
@@ -121,12 +157,23 @@ class Command(Generic[T]):
             state = f"failed: {error}" if error else f"answered {self._future.result()!r}"
         return f"<{self._what}: {state}>"
 
-    def __del__(self) -> None:
-        future = getattr(self, "_future", None)
-        if future is None or self._read or not future.done() or future.cancelled():
-            return
-        if (error := future.exception()) is not None:
-            log.warning("%s failed: %s", self._what, error)
+
+@dataclass(slots=True)
+class _Asked:
+    asked: bool = False  #: does anybody want the answer of a command?
+
+
+def _tell_if_unasked(what: str, state: _Asked, future: Future[Any]) -> None:
+    """A command that fails unheard is said in the log, a while later: it may yet be awaited."""
+
+    def tell() -> None:
+        if not state.asked and not future.cancelled() and (error := future.exception()):
+            log.warning("%s failed: %s", what, error)
+
+    timer = threading.Timer(UNASKED, tell)
+    timer.daemon = True
+    if not future.cancelled() and future.exception() is not None:
+        timer.start()
 
 
 def _close() -> None:

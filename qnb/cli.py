@@ -81,7 +81,10 @@ def _span(_: click.Context, __: click.Parameter, value: str | None) -> float | N
     with contextlib.suppress(InvalidOption):
         if 0 < (span := linger_seconds(value)) < float("inf"):
             return span
-    raise click.BadParameter(f"{value!r}: expected seconds > 0, or text like '30 s', '10 min'")
+    order = "; MODULE:APP comes before it" if ":" in value else ""
+    raise click.BadParameter(
+        f"{value!r}: expected seconds > 0, or text like '30 s', '10 min'{order}"
+    )
 
 
 _url = click.option(
@@ -188,7 +191,8 @@ def worker(  # noqa: PLR0913 - one per option of the command
             "returns a concurrent.futures.Executor"
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    pool = json.loads(os.environ.pop(OPTIONS_VARIABLE, "{}"))  # what a notebook's pool gave
+    # what a notebook's pool gave
+    pool = json.load(sys.stdin) if os.environ.pop(OPTIONS_VARIABLE, None) else {}
     app = _with_attribute(app)
     found = _app(app, url, queue, **pool.get("options", {}))
     options = found._client.options

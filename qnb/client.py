@@ -8,6 +8,7 @@ loop; :mod:`qnb.bridge` makes blocking twins of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import os
 import secrets
@@ -18,20 +19,17 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from qnb.errors import (
-    BrokerError,
-    JobLost,
-    QnbError,
-)
+from qnb.errors import BrokerError, JobLost, UnknownTask
 from qnb.link import LoopLink
-from qnb.models import UNFINISHED, Ending, JobRecord, JobState, TaskInfo, TaskResult
+from qnb.models import UNFINISHED, Ending, JobRecord, JobState, TaskContext, TaskInfo, TaskResult
 from qnb.options import AppOptions
 from qnb.reading import call_of, lost, result_of, value_of
+from qnb.registry import Registry
 from qnb.storage.connection import check_url
 from qnb.storage.records import Call
 from qnb.wire.codec import Codec
 
-__all__ = ["Client", "new_id", "server_url"]
+__all__ = ["Client", "Turn", "new_id", "server_url"]
 
 #: seconds between two looks at the environments of workers, for one task
 COMPARE = 30.0
@@ -72,6 +70,21 @@ def server_url(url: str | None) -> str:
     return server.ensure()
 
 
+class Turn:
+    """A command's turn: it waits for the one before it, and lets the next go once it is sent."""
+
+    def __init__(self, before: Future[None] | None, sent: Future[None]) -> None:
+        self._before = before
+        self._sent = sent
+
+    async def __aenter__(self) -> None:
+        if self._before is not None:
+            await asyncio.wrap_future(self._before)
+
+    async def __aexit__(self, *error: object) -> None:
+        self._sent.set_result(None)
+
+
 class Client:
     """A queue, for every event loop of this process.
 
@@ -79,10 +92,13 @@ class Client:
     Sent to a worker, it becomes a client of the same queue there.
     """
 
-    def __init__(self, url: str | None, options: AppOptions) -> None:
+    def __init__(
+        self, url: str | None, options: AppOptions, registry: Registry | None = None
+    ) -> None:
         if (given := url or os.environ.get("QNB_REDIS_URL")) is not None:
             check_url(given, insecure=options.insecure)
         self.options = options
+        self.registry = registry or Registry()  #: the functions that are known here by name
         self._url = url
         self._codec: Codec | None = None
         self._name = secrets.token_hex(8)
@@ -172,57 +188,63 @@ class Client:
 
     # -- commands ------------------------------------------------------------------------------
 
-    def sending(self, task_id: str) -> Future[None]:
-        """A command to the job is on its way until the future is done; what is asked waits."""
-        sent = self._sending[task_id] = Future()
+    def turn(self, task_id: str) -> Turn:
+        """The next turn among the commands to a job; what is asked of it later waits for that."""
+        before = self._sending.get(task_id)
+        sent: Future[None] = Future()
+        self._sending[task_id] = sent
         sent.add_done_callback(
             lambda _: self._sending.get(task_id) is sent and self._sending.pop(task_id)
         )
-        return sent
+        return Turn(before, sent)
 
     async def _sent(self, task_id: str) -> None:
         if (sent := self._sending.get(task_id)) is not None:
             await asyncio.wrap_future(sent)
 
-    async def abort(self, task_id: str, sent: Future[None]) -> bool:
+    async def abort(self, task_id: str, turn: Turn) -> bool:
         """End a job; true once it is stopped, false if it had ended before or is unknown.
 
-        ``sent`` is done when the store knows of it. A running job is waited for: its worker stops
-        it, or, if that is gone, another one ends it when the lease is over.
+        A running job is waited for: its worker stops it, or, if that is gone, another one ends it
+        when the lease is over.
         """
-        try:
+        async with turn:
             link = await self.link()
             [record] = await link.store.records([task_id])
             if record is None or record.status not in UNFINISHED:
                 return False
             answer = await link.store.abort(record, _me())
-        finally:
-            sent.set_result(None)
         if answer != 2:
             return answer == 1
-        try:
+        pause = 0.01
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * self.options.lease_ms / 1000 + 1):
-                ended = await self.wait(task_id)
-        except TimeoutError:
-            return True  # it is written down; whoever holds the job ends it
-        outcome = ended.outcome if ended else None
-        return outcome is not None and outcome.ending is Ending.ABORTED
+                while True:
+                    [now] = await link.store.records([task_id])
+                    if now is None or now.enqueue_time != record.enqueue_time:
+                        return True  # what was to be stopped is over, and a later run has begun
+                    if now.outcome is not None:
+                        return now.outcome.ending is Ending.ABORTED
+                    await asyncio.sleep(pause)
+                    pause = min(0.25, 1.5 * pause)
+        return True  # it is written down; whoever holds the job ends it
 
-    async def rerun(self, task_id: str, sent: Future[None]) -> bool:
+    async def rerun(self, task_id: str, turn: Turn) -> bool:
         """Run a finished job again, as it was; false if it is unknown or has not ended."""
-        try:
+        async with turn:
             link = await self.link()
             await link.listen()
-            spec = await link.store.spec(task_id)
-            if spec is None:
+            [record] = await link.store.records([task_id], call=True)
+            if record is None or record.spec is None or record.status in UNFINISHED:
                 return False
-            again = replace(spec, channel=self.channel, nonce=secrets.token_hex(8))
-            enqueued = await link.store.rerun(again)
+            again = replace(record.spec, channel=self.channel, nonce=secrets.token_hex(8))
+            call = self.codec.rebind_call(
+                task_id, record.call, record.spec.binding(), again.binding()
+            )
+            enqueued = await link.store.rerun(again, call)
             if enqueued:
                 self._runs[task_id] = enqueued
             return bool(enqueued)
-        finally:
-            sent.set_result(None)
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -233,7 +255,8 @@ class Client:
         return await link.reads.put(task_id)
 
     async def status(self, task_id: str) -> JobState:
-        record = await self.record(task_id)
+        await self._sent(task_id)
+        [record] = await (await self.link()).store.records([task_id])
         return record.status if record else JobState.NOT_FOUND
 
     async def info(self, task_id: str) -> TaskInfo | None:
@@ -263,28 +286,38 @@ class Client:
         text, end = await store.log(record, since)
         return text, end, final
 
-    async def function(self, task_id: str) -> tuple[Callable[..., Any], Any, Any]:
-        """The very function that a job runs, and its arguments, rebuilt here."""
+    async def function(
+        self, task_id: str
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], TaskContext]:
+        """The very function that a job runs, its arguments rebuilt here, and what it is told."""
         record = await self.record(task_id)
         if record is None:
             raise lost(task_id)
         args, kwargs = call_of(self.codec, record)
-        if ":" in record.function:
-            return self.codec.resolve(record.function), args, kwargs
-        if not record.function:
-            raise QnbError(
-                f"job {task_id!r} names its task {record.fn_name!r} only, and brought no function: "
-                f"call {record.fn_name}(*info.args, **info.kwargs) where the task is defined"
-            )
-        code = await (await self.link()).store.function(record.function)
+        context = TaskContext(task_id, record.fn_name, max(1, record.tries))
+        return await self._function(record), args, kwargs, context
+
+    async def _function(self, record: JobRecord) -> Callable[..., Any]:
+        task_id = record.task_id
+        function = record.spec.function if record.spec else ""
+        if ":" in function:
+            return self.codec.resolve(function)
+        if not function:
+            known = self.registry.get(record.fn_name)
+            if known is None:
+                raise UnknownTask(
+                    f"job {task_id!r} names its task {record.fn_name!r} only, and brought no "
+                    "function: reproduce it with the app that defines the task"
+                )
+            return known
+        code = await (await self.link()).store.function(function)
         if code is None:
             raise JobLost(
                 f"the function of job {task_id!r} is no longer stored (30 days after it was last "
                 "submitted)"
             )
-        digest = bytes.fromhex(record.function)
-        fn = self.codec.unpack_function(digest, code, task=record.fn_name)
-        return fn, args, kwargs
+        digest = bytes.fromhex(function)
+        return self.codec.unpack_function(digest, code, task=record.fn_name)
 
     async def queue_size(self) -> int:
         return await (await self.link()).store.queue_size()
@@ -299,7 +332,8 @@ class Client:
     async def result(self, task_id: str, limit: float | None) -> TaskResult | None:
         """The outcome now, or None; with a limit (seconds), wait or raise ``TimeoutError``."""
         if limit is None:
-            record = await self.record(task_id)
+            await self._sent(task_id)
+            record = await (await self.link()).looks.put(task_id)
             if record is None or record.status in UNFINISHED:
                 return None
             return result_of(self.codec, task_id, record)

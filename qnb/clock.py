@@ -19,6 +19,10 @@ __all__ = ["ServerClock", "backoff", "jittered", "now_ms", "seconds"]
 _random = random.Random()  # noqa: S311 - jitter, not a secret
 
 
+#: seconds; longer than anybody waits
+LONGEST = 1e10
+
+
 def now_ms() -> int:
     """Milliseconds since the epoch by this machine's clock (for humans, never for leases)."""
     return time.time_ns() // 1_000_000
@@ -51,9 +55,13 @@ def seconds(timeout: float | timedelta | None, name: str = "timeout") -> float |
         return None
     if isinstance(timeout, timedelta):
         timeout = timeout.total_seconds()
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, int | float)
+        or not 0 <= timeout <= LONGEST
+    ):
         raise InvalidOption(
-            f"{name}={timeout!r}: expected seconds as a number ≥ 0, a timedelta, or None"
+            f"{name}={timeout!r}: expected seconds as a number ≥ 0 and ≤ 1e10, a timedelta, or None"
         )
     return float(timeout)
 

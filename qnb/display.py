@@ -1,4 +1,4 @@
-"""How an object shows itself in a notebook, without knowing who draws it.
+"""How an object shows itself in a notebook, without knowing who draws it, and text as it is shown.
 
 A handle derives from :class:`Displayed`; the drawing code is named by :func:`register` as
 ``"module:function"`` and imported when the first one is shown, so that a worker never loads it.
@@ -6,10 +6,11 @@ A handle derives from :class:`Displayed`; the drawing code is named by :func:`re
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-__all__ = ["Displayed", "Renderer", "register"]
+__all__ = ["Displayed", "Renderer", "register", "tidy"]
 
 
 class Renderer(Protocol):
@@ -51,3 +52,26 @@ class Displayed:
         renderer = _renderer(self)
         if renderer is None or not renderer.show(self):
             raise NotImplementedError  # IPython then asks for the plain representations
+
+
+# -- text ---------------------------------------------------------------------------------------
+
+# Control characters could drive a terminal or vanish; direction marks could make a text read
+# otherwise than it is; a lone surrogate cannot be sent at all.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def _code(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def tidy(text: object) -> str:
+    r"""``text`` with its invisible characters spelled out, tabs and newlines kept.
+
+    >>> tidy("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return _UNSEEN.sub(_code, str(text).replace("\r\n", "\n"))

@@ -61,6 +61,10 @@ __all__ = [
 ]
 
 
+#: the longest time that may be asked for, 100 years: the store and frames can count on from there
+LONGEST_MS = 100 * 366 * 24 * 3600 * 1000
+
+
 class QnbError(RuntimeError):
     """Anything that goes wrong in qnb itself, or in a job it ran."""
 
@@ -168,12 +172,12 @@ class Retry(Exception):
     """
 
     def __init__(self, message: str = "retry requested", *, delay_ms: int | None = None) -> None:
-        if delay_ms is not None and (
-            isinstance(delay_ms, bool) or not isinstance(delay_ms, int) or delay_ms < 0
-        ):
+        if not isinstance(message, str):
+            raise InvalidOption(f"Retry({message!r}): expected text: Retry(str(error))")
+        if delay_ms is not None and not (type(delay_ms) is int and 0 <= delay_ms <= LONGEST_MS):
             raise InvalidOption(
-                f"delay_ms={delay_ms!r}: expected milliseconds as a whole number ≥ 0, or None for "
-                "the task's own backoff"
+                f"delay_ms={delay_ms!r}: expected milliseconds as a whole number ≥ 0 and ≤ "
+                f"{LONGEST_MS:,}, or None for the task's own backoff"
             )
         super().__init__(message)
         self.delay_ms = delay_ms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -16,6 +16,7 @@ from qnb.clock import seconds
 from qnb.display import Displayed
 from qnb.models import UNFINISHED, JobRecord, JobState, TaskInfo, TaskResult
 from qnb.reading import value_of
+from qnb.running.context import Reporter, Running, running_as
 from qnb.storage.records import Notice
 
 __all__ = ["Job"]
@@ -75,26 +76,27 @@ class Job(Displayed, Generic[R]):
 
         ``TimeoutError`` after ``timeout`` seconds. An interrupt ends the wait; the job goes on.
         """
-        limit = seconds(timeout)
-
-        async def wait() -> R:
-            try:
-                async with asyncio.timeout(limit):
-                    record = await self._client.wait(self.id)
-            except TimeoutError:
-                raise TimeoutError(
-                    f"job {self.id!r} has not ended within {limit:g} s; it goes on"
-                ) from None
-            value: R = value_of(self._client.codec, self.id, record)
-            return value
-
-        return bridge.run(wait())
+        record = bridge.run(self._ended(seconds(timeout)))
+        # Raised in this thread: a future's own thread would make another TimeoutError of one.
+        value: R = value_of(self._client.codec, self.id, record)
+        return value
 
     def wait(self, timeout: float | timedelta | None = None) -> Job[R]:
-        """Wait until the job has ended, well or badly; the job itself."""
-        limit = seconds(timeout)
-        bridge.run(self._client.result(self.id, 1e9 if limit is None else limit))
+        """Wait until the job has ended, well or badly; the job itself.
+
+        ``TimeoutError`` after ``timeout`` seconds. An interrupt ends the wait; the job goes on.
+        """
+        bridge.run(self._ended(seconds(timeout)))
         return self
+
+    async def _ended(self, limit: float | None) -> JobRecord | None:
+        try:
+            async with asyncio.timeout(limit):
+                return await self._client.wait(self.id)
+        except TimeoutError:
+            raise TimeoutError(
+                f"job {self.id!r} has not ended within {limit:g} s; it goes on"
+            ) from None
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -105,16 +107,16 @@ class Job(Displayed, Generic[R]):
         function that runs in an in-process worker (``app.run()``) cannot be stopped: the job ends,
         its thread runs on, and the outcome says so.
         """
-        sent = self._client.sending(self.id)
-        return bridge.Command(self._client.abort(self.id, sent), f"abort of job {self.id!r}")
+        turn = self._client.turn(self.id)
+        return bridge.Command(self._client.abort(self.id, turn), f"abort of job {self.id!r}")
 
     def retry(self) -> bridge.Command[bool]:
         """Run a finished job again: the same call, function and id; its old outcome is gone.
 
         The answer is false if it is unknown or has not ended.
         """
-        sent = self._client.sending(self.id)
-        return bridge.Command(self._client.rerun(self.id, sent), f"retry of job {self.id!r}")
+        turn = self._client.turn(self.id)
+        return bridge.Command(self._client.rerun(self.id, turn), f"retry of job {self.id!r}")
 
     # -- what it printed, what it did ----------------------------------------------------------
 
@@ -150,16 +152,12 @@ class Job(Displayed, Generic[R]):
 
         Returns its value or raises its error, in the reach of a debugger (``%debug``).
         """
-        fn, args, kwargs = bridge.run(self._client.function(self.id))
-        value = fn(*args, **kwargs)
-        if not inspect.isawaitable(value):
+        fn, args, kwargs, context = bridge.run(self._client.function(self.id))
+        with running_as(Running(context, Reporter(lambda _: None))):
+            value = fn(*args, **kwargs)
+            if inspect.iscoroutine(value):
+                value = bridge.apart(value)
             return value  # type: ignore[no-any-return]
-
-        async def settle() -> R:
-            return await value  # type: ignore[no-any-return]
-
-        with ThreadPoolExecutor(1) as other:  # this thread may have a loop that runs
-            return other.submit(asyncio.run, settle()).result()
 
     # -- showing -------------------------------------------------------------------------------
 

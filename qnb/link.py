@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 from weakref import finalize
@@ -12,11 +13,14 @@ from qnb.batching import Batcher
 from qnb.errors import BrokerError
 from qnb.models import UNFINISHED, JobRecord
 from qnb.options import AppOptions
+from qnb.storage.connection import masked
 from qnb.storage.keys import job_hex
 from qnb.storage.records import Call, Notice
 from qnb.storage.store import Store, is_due
 
 __all__ = ["LoopLink"]
+
+log = logging.getLogger("qnb")
 
 #: seconds between two looks at the state of jobs that are waited for: a notice is only a hint
 LOOK = 1.0
@@ -24,8 +28,8 @@ LOOK = 1.0
 #: seconds between two ticks while something is awaited, so that an interrupt gets through
 TICK = 0.2
 
-#: seconds after which a function is stored again
-DAY = 24 * 3600.0
+#: seconds within which a server that has just answered must accept a subscription
+SUBSCRIBE = 10.0
 
 
 class LoopLink:
@@ -35,15 +39,18 @@ class LoopLink:
         self.store = Store(url, options)
         self.sends: Batcher[Call, int] = Batcher(self._send, most=500)
         self.reads: Batcher[str, JobRecord | None] = Batcher(self._read, most=500)
+        #: as ``reads``, for those who wait: no call, and a result only of what has ended
+        self.looks: Batcher[str, JobRecord | None] = Batcher(self.store.ended, most=500)
         self._name = name
         self._runs = runs
-        self._stored: dict[str, float] = {}  # function digest → when it was last stored
+        self._stored: set[str] = set()  # digests of functions that the store has, or has had
         self._waiting: dict[str, list[asyncio.Future[JobRecord | None]]] = {}
         self._listeners: dict[str, list[Callable[[Notice], None]]] = {}
+        self._looking: set[str] = set()  # jobs whose state is being read
         self._listener: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._chores: set[asyncio.Task[None]] = set()
-        self._subscribed = asyncio.Event()
+        self._subscribed: asyncio.Future[None]  # set with the listener
         self._keeper: AsyncGenerator[None, None]  # closes this link at the loop's end
         self._abandoned: finalize[Any, Any]
 
@@ -59,13 +66,18 @@ class LoopLink:
         await self._keeper.aclose()
 
     async def _send(self, calls: list[Call]) -> list[int]:
-        now = asyncio.get_running_loop().time()
-        for call in calls:
-            digest = call.spec.function
-            if call.code is not None and now - self._stored.get(digest, -DAY) >= DAY:
-                await self.store.put_function(digest, call.code)
-                self._stored[digest] = now
-        stored = await self.store.enqueue(calls)
+        codes = {call.spec.function: call for call in calls if call.code is not None}
+
+        async def put(digest: str) -> None:
+            call = codes[digest]
+            lives = max(self.store.function_ttl_ms(c) for c in calls if c.spec.function == digest)
+            await self.store.put_function(digest, call.code or b"", lives)
+            self._stored.add(digest)
+
+        for digest in codes:
+            if digest not in self._stored:  # before the jobs: a worker may take one at once
+                await put(digest)
+        stored = await self.store.enqueue(calls, put)
         for call, enqueued in zip(calls, stored, strict=True):
             if enqueued and call.spec.nonce:
                 self._runs[call.spec.task_id] = enqueued
@@ -75,49 +87,86 @@ class LoopLink:
         return await self.store.records(task_ids, call=True, result=True)
 
     async def listen(self) -> None:
-        """Make sure that notices arrive from now on."""
-        if self._listener is None:
+        """Make sure that notices arrive from now on; an error if this user may not hear them."""
+        self._start_listening()
+        if not self._subscribed.done():
+            await asyncio.wait({self._subscribed}, timeout=SUBSCRIBE)
+        if not self._subscribed.done():
+            raise BrokerError(
+                f"the server at {masked(self.store.server.url)} does not answer a subscription "
+                f"within {SUBSCRIBE:g} s; try again"
+            )
+        self._subscribed.result()
+
+    def _start_listening(self) -> None:
+        if self._listener is None or self._listener.done():
+            self._subscribed = asyncio.get_running_loop().create_future()
             self._listener = asyncio.create_task(self._hear(), name="qnb-notices")
-        await self._subscribed.wait()
+            self._listener.add_done_callback(self._deaf)
+
+    def _deaf(self, listener: asyncio.Task[None]) -> None:
+        """Notices are heard no more: tell those who wait for the subscription, or for a job."""
+        error: BaseException | None = None
+        if listener.cancelled():
+            error = BrokerError("the app was closed while this was awaited")
+        elif (error := listener.exception()) and not isinstance(error, BrokerError):
+            log.error("the subscription to notices has failed", exc_info=error)
+        if not self._subscribed.done():
+            self._subscribed.set_exception(error or BrokerError("the subscription has ended"))
+            self._subscribed.exception()  # there may be nobody who asks
+        if isinstance(error, BrokerError):
+            for task_id in list(self._waiting):
+                self._fail(task_id, error)
 
     async def _hear(self) -> None:
         async for notices in self.store.notices(self._name, self._resubscribed):
             for notice in notices:
-                if notice.record and notice.record.enqueue_time < self._runs.get(notice.task_id, 0):
-                    continue  # late news of the run before this one
-                family = notice.task_id.rpartition(".")[0]
-                for tell in (
-                    *self._listeners.get(notice.task_id, ()),
-                    *self._listeners.get(family, ()),
-                ):
-                    tell(notice)
+                if self._is_late(notice.record):
+                    continue
+                self._tell(notice)
                 if notice.record is not None:
                     self._settle(notice.task_id, notice.record)
                 elif notice.status not in UNFINISHED:
                     self._look([notice.task_id])
 
+    def _tell(self, notice: Notice) -> None:
+        family = notice.task_id.rpartition(".")[0]
+        for tell in (
+            *self._listeners.get(notice.task_id, ()),
+            *self._listeners.get(family, ()),
+        ):
+            try:
+                tell(notice)
+            except Exception:  # a notice is not signed: it may speak of what there is not
+                log.exception("a notice of job %r is not understood", notice.task_id)
+
     def _resubscribed(self) -> None:
-        self._subscribed.set()
+        self._stored.clear()  # it may be another server, or one that has lost what it knew
+        if not self._subscribed.done():
+            self._subscribed.set_result(None)
         self._look(list(self._waiting))
 
     def _look(self, task_ids: Sequence[str]) -> None:
         """Read the state of jobs that are waited for; settle what has ended."""
         for task_id in task_ids:
             if task_id in self._waiting:
-                self.reads.put(task_id).add_done_callback(
+                self._looking.add(task_id)
+                self.looks.put(task_id).add_done_callback(
                     lambda read, id_=task_id: self._looked(id_, read)  # type: ignore[misc]
                 )
 
     def _looked(self, task_id: str, read: asyncio.Future[JobRecord | None]) -> None:
+        self._looking.discard(task_id)
         if read.cancelled():
             return
         if (error := read.exception()) is not None:
-            for waiter in self._waiting.pop(task_id, ()):
-                if not waiter.done():
-                    waiter.set_exception(error)
+            if type(error) is not BrokerError:  # a server that is only away is waited for
+                self._fail(task_id, error)
             return
         record = read.result()
-        if record is None or record.status not in UNFINISHED:
+        if self._is_late(record):
+            self._look([task_id])
+        elif record is None or record.status not in UNFINISHED:
             self._settle(task_id, record)
         elif is_due(record, self.store.clock.now_ms()):  # perhaps there is no worker to see to it
             self._expire(record)
@@ -130,6 +179,19 @@ class LoopLink:
         task = asyncio.create_task(expire(), name="qnb-expire")
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
+
+    def _is_late(self, record: JobRecord | None) -> bool:
+        """Is this the outcome of the run before the one that was asked for last?"""
+        return (
+            record is not None
+            and record.spec is not None  # else nothing is known of it
+            and record.enqueue_time < self._runs.get(record.task_id, 0)
+        )
+
+    def _fail(self, task_id: str, error: BaseException) -> None:
+        for waiter in self._waiting.pop(task_id, ()):
+            if not waiter.done():
+                waiter.set_exception(error)
 
     def _settle(self, task_id: str, record: JobRecord | None) -> None:
         for waiter in self._waiting.pop(task_id, ()):
@@ -159,7 +221,7 @@ class LoopLink:
         if self._ticker is None:
             self._ticker = asyncio.create_task(self._tick(), name="qnb-tick")
         try:
-            await self.listen()
+            self._start_listening()
             self._look([task_id])
             return await waiter
         finally:
@@ -176,7 +238,7 @@ class LoopLink:
             await asyncio.sleep(TICK)
             if loop.time() - looked >= LOOK:
                 looked = loop.time()
-                self._look(list(self._waiting))
+                self._look([id_ for id_ in self._waiting if id_ not in self._looking])
         self._ticker = None
 
     async def close(self) -> None:

@@ -202,11 +202,25 @@ class JobSpec:
     index: int | None = None  #: the point's place in its sweep
     nonce: str = ""  #: tells a repeated send of this call from a new call with the same id
     policy: Policy = Policy()
+    bound: bytes = b""  #: what its signatures are bound to, if this is not what was sent
 
     def binding(self) -> bytes:
-        """What the call's signature is bound to, so that it cannot be used for another task."""
-        said = f"{self.fn_name}\0{self.function}"
+        """What the signatures of its call and result are bound to, so that neither can be moved to
+        another task, function, run or treatment. Lane and channel are not covered: they decide
+        when it runs and who is told.
+        """
+        if self.bound:
+            return self.bound
+        said = (
+            f"{self.fn_name}\0{self.function}\0{self.is_async}\0{self.nonce}\0{self.sweep}"
+            f"\0{self.index}"
+        )
+        if self.policy != _USUAL:
+            said += f"\0{self.policy!r}"
         return blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+_USUAL = Policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +242,7 @@ class JobRecord:
     report: Report | None = None  #: what the body last said of itself
     failure: Failure | None = None  #: of the last failed attempt, while another one is to come
     worker: str | None = None
-    function: str = ""  #: as in :class:`JobSpec`
-    is_async: bool = False
+    spec: JobSpec | None = field(default=None, repr=False)
     outcome: Outcome | None = None  #: of a finished job; without its ``result`` unless asked for
     call: bytes = field(default=b"", repr=False)  #: the signed arguments, if asked for
 

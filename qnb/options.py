@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal, Self
 
 from qnb.clock import seconds
-from qnb.errors import InvalidName, InvalidOption, UnknownLane
-from qnb.models import Policy
+from qnb.errors import LONGEST_MS, InvalidName, InvalidOption, UnknownLane
+from qnb.models import JobRecord, JobState, Policy
 
-__all__ = ["AppOptions", "TaskOptions", "byte_size", "check_name", "check_task_id", "hint"]
+__all__ = [
+    "AppOptions", "FrameOptions", "TaskOptions", "byte_size", "check_name", "check_takes",
+    "check_task_id", "hint",
+]  # fmt: skip
 
 CODECS = ("signed", "msgpack")
 ISOLATIONS = ("loop", "thread", "process")
+PARAMS = ("objects", "columns", "text")
 Isolation = Literal["loop", "thread", "process"]
+
+LATEST_MS = 7_258_118_400_000  #: the year 2200
+MOST = 1_000_000  #: of anything that is counted
+MOST_BYTES = 2**53 - 1  #: above it the store's numbers are not exact
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
@@ -43,14 +53,26 @@ def check_task_id(task_id: object) -> str:
     return task_id
 
 
+def check_takes(where: str, hook: Callable[..., Any], *given: str) -> None:
+    """Refuse a ``hook`` that cannot be called with just what is ``given``, in words."""
+    try:
+        inspect.signature(hook).bind(*given)
+    except TypeError as error:
+        raise InvalidOption(
+            f"{where} calls {hook!r} with {' and '.join(given) or 'no arguments'}, which it does "
+            f"not take: {error}"
+        ) from None
+    except ValueError:  # a builtin that does not tell
+        return
+
+
 def hint(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` where something known is near, else nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _refuse_unknown(options: dict[str, Any], cls: type, what: str) -> None:
-    known = [f.name for f in fields(cls)]
+def _refuse_unknown(options: Iterable[str], known: Sequence[str], what: str) -> None:
     for word in options:
         if word not in known:
             raise InvalidOption(
@@ -58,9 +80,25 @@ def _refuse_unknown(options: dict[str, Any], cls: type, what: str) -> None:
             )
 
 
-def _number(name: str, value: object, *, least: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not value >= least:
-        raise InvalidOption(f"{name}={value!r}: expected a whole number ≥ {least}")
+def _names(cls: type) -> list[str]:
+    return [field.name for field in fields(cls)]
+
+
+def _number(name: str, value: object, least: int, most: int, *, others: str = "") -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidOption(
+            f"{name}={value!r}: expected a whole number ≥ {least} and ≤ {most:,}{others}"
+        )
+
+
+def _bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidOption(f"{name}={value!r}: expected True or False")
+
+
+def _text(name: str, value: object, what: str) -> None:
+    if value is not None and not (isinstance(value, str) and value.strip()):
+        raise InvalidOption(f"{name}={value!r}: expected {what}, or None")
 
 
 def _isolation(value: object) -> None:
@@ -81,13 +119,17 @@ def byte_size(name: str, size: object) -> int:
     >>> byte_size("max_memory", "1.5 kB")
     1500
     """
-    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
-        return size
-    if isinstance(size, str) and (match := _SIZE.match(size)):
+    found: float = 0
+    if type(size) is int:
+        found = size
+    elif isinstance(size, str) and (match := _SIZE.match(size)):
         unit = match[2] or "B"
-        if found := int(float(match[1]) * _SIZES[unit if unit == "B" else unit[:-1]]):
-            return found
-    raise InvalidOption(f"{name}={size!r}: expected bytes > 0 as a number, or text like '2 GB'")
+        found = float(match[1]) * _SIZES[unit if unit == "B" else unit[:-1]]
+    if not 1 <= found <= MOST_BYTES:
+        raise InvalidOption(
+            f"{name}={size!r}: expected bytes > 0 and < 2**53, as a number or text like '2 GB'"
+        )
+    return int(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,22 +155,35 @@ class TaskOptions:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for word in ("max_retries", "backoff_ms", "delay_ms", "schedule_ms", "expire_ms"):
-            _number(word, getattr(self, word))
-        if seconds(self.timeout) == 0:
-            raise InvalidOption(f"timeout={self.timeout!r}: expected seconds > 0, or None")
+        _number("max_retries", self.max_retries, 0, MOST)
+        for word in ("backoff_ms", "delay_ms", "expire_ms"):
+            _number(word, getattr(self, word), 0, LONGEST_MS)
+        _number("schedule_ms", self.schedule_ms, 0, LATEST_MS)
+        self._check_timeout()
         if self.max_memory is not None:
             byte_size("max_memory", self.max_memory)
         _isolation(self.isolation)
-        if not isinstance(self.unique, bool):
-            raise InvalidOption(f"unique={self.unique!r}: expected True or False")
+        _bool("unique", self.unique)
         self._agree()
         if self.task_id is not None:
             check_task_id(self.task_id)
         if self.name is not None and (
-            not isinstance(self.name, str) or not 0 < len(self.name) <= 128
+            not isinstance(self.name, str) or not self.name.strip() or len(self.name) > 128
         ):
-            raise InvalidName(f"name={self.name!r}: expected a sweep name of 1 to 128 characters")
+            raise InvalidName(
+                f"name={self.name!r}: expected a sweep name of 1 to 128 characters, not all blank"
+            )
+
+    def _check_timeout(self) -> None:
+        try:
+            limit = seconds(self.timeout)
+        except OverflowError:
+            limit = float("inf")
+        if limit is not None and not 0 < limit <= LONGEST_MS / 1000:
+            raise InvalidOption(
+                f"timeout={self.timeout!r}: expected seconds > 0 and ≤ {LONGEST_MS // 1000:,}, a "
+                "timedelta, or None for no limit"
+            )
 
     def _agree(self) -> None:
         """Refuse options that contradict each other."""
@@ -161,8 +216,20 @@ class TaskOptions:
 
     def merge(self, **changes: Any) -> Self:
         """These options with ``changes``; an unknown word is refused with a hint."""
-        _refuse_unknown(changes, type(self), "a task")
+        _refuse_unknown(changes, _names(type(self)), "a task")
         return replace(self, **changes)
+
+    @classmethod
+    def of_a_task(cls, where: str, options: dict[str, Any]) -> Self:
+        """What all calls of a task have; what belongs to a single one is refused."""
+        for word in options:
+            if word in cls.OF_A_CALL:
+                raise InvalidOption(
+                    f"{word}= belongs to one call and not to {where}(): task.options({word}=...)"
+                )
+        known = ["name", *(word for word in _names(cls) if word not in cls.OF_A_CALL)]
+        _refuse_unknown(options, known, f"{where}()")
+        return cls(**options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +257,29 @@ class AppOptions:
 
     def __post_init__(self) -> None:
         check_name("queue", self.queue_name)
-        if isinstance(self.priorities, str) or not self.priorities:
+        self._check_lanes()
+        _number("concurrency", self.concurrency, 1, MOST)
+        _number("result_ttl_ms", self.result_ttl_ms, 1, LONGEST_MS)
+        _number("lease_ms", self.lease_ms, 100, LONGEST_MS)
+        _number("max_payload", self.max_payload, 1, MOST_BYTES)
+        _number("blob_threshold", self.blob_threshold, 1024, MOST_BYTES)
+        if self.prefetch != "auto":
+            _number("prefetch", self.prefetch, 0, MOST, others=", or 'auto'")
+        if self.idle_timeout_ms is not None:
+            _number("idle_timeout_ms", self.idle_timeout_ms, 1, LONGEST_MS, others=", or None")
+        _isolation(self.isolation)
+        if self.codec not in CODECS:
+            raise InvalidOption(f"codec={self.codec!r}: expected one of {', '.join(CODECS)}")
+        self._check_serializer()
+        _text("key_file", self.key_file, "the path of a file")
+        _bool("insecure", self.insecure)
+        _bool("allow_volatile", self.allow_volatile)
+        _text("blob_store", self.blob_store, "an fsspec URL or the path of a folder, as text")
+        if self.blob_store is not None:
+            _check_protocol(self.blob_store)
+
+    def _check_lanes(self) -> None:
+        if not isinstance(self.priorities, list | tuple) or not self.priorities:
             raise InvalidOption(
                 f"priorities={self.priorities!r}: expected a list of lane names, lowest first"
             )
@@ -198,33 +287,26 @@ class AppOptions:
             check_name("lane", lane)
         if len(set(self.priorities)) != len(self.priorities):
             raise InvalidOption(f"priorities={self.priorities!r}: a lane is named twice")
-        if self.default_priority is not None:
-            self.lane(self.default_priority)
-        _number("concurrency", self.concurrency, least=1)
-        _number("result_ttl_ms", self.result_ttl_ms, least=1)
-        _number("lease_ms", self.lease_ms, least=100)
-        _number("max_payload", self.max_payload, least=1)
-        _number("blob_threshold", self.blob_threshold, least=1024)
-        if self.prefetch != "auto":
-            _number("prefetch", self.prefetch)
-        if self.idle_timeout_ms is not None:
-            _number("idle_timeout_ms", self.idle_timeout_ms, least=1)
-        _isolation(self.isolation)
-        if self.codec not in CODECS:
-            raise InvalidOption(f"codec={self.codec!r}: expected one of {', '.join(CODECS)}")
-        self._check_serializer()
+        if self.default_priority is not None and self.default_priority not in self.priorities:
+            raise UnknownLane(
+                f"default_priority={self.default_priority!r} is none of the lanes."
+                f"{hint(str(self.default_priority), self.priorities)} Lanes, lowest first: "
+                f"{', '.join(self.priorities)}. Add it with priorities=[...]"
+            )
 
     def _check_serializer(self) -> None:
-        if (self.serializer is None) != (self.deserializer is None):
-            raise InvalidOption("serializer= and deserializer= belong together: give both")
         for word in ("serializer", "deserializer"):
             if getattr(self, word) is not None and not callable(getattr(self, word)):
                 raise InvalidOption(f"{word}={getattr(self, word)!r}: expected a function")
+        if (self.serializer is None) != (self.deserializer is None):
+            raise InvalidOption("serializer= and deserializer= belong together: give both")
 
     @classmethod
     def of(cls, **options: Any) -> Self:
         """Options from keywords; an unknown word is refused with a hint."""
-        _refuse_unknown(options, cls, "App")
+        _refuse_unknown(options, _names(cls), "App")
+        if isinstance(options.get("key_file"), os.PathLike):
+            options["key_file"] = os.fspath(options["key_file"])
         return cls(**options)
 
     @property
@@ -242,3 +324,63 @@ class AppOptions:
                 f"{', '.join(self.priorities)}. Add it with App(priorities=[...])"
             )
         return priority
+
+
+def _check_protocol(url: str) -> None:
+    """Refuse an fsspec URL, chained or not, of a kind that fsspec does not know."""
+    if "://" not in url and "::" not in url:
+        return
+    import fsspec
+
+    known = {*fsspec.available_protocols(), *fsspec.registry}
+    for link in url.split("::"):
+        protocol, separator, _ = link.partition("://")
+        if (separator or re.fullmatch("[a-z]+", link)) and protocol not in known:
+            raise InvalidOption(
+                f"blob_store={url!r}: fsspec knows no protocol {protocol!r}."
+                f"{hint(protocol, known)} Give a folder, or a URL such as 's3://bucket/folder'"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameOptions:
+    """Which jobs a frame shows, and how."""
+
+    task: str | None = None
+    sweep: str | None = None
+    status: str | None = None
+    since: datetime | None = None
+    limit: int | None = None
+    params: Literal["objects", "columns", "text"] = "objects"
+    values: bool = False
+
+    def __post_init__(self) -> None:
+        _text("task", self.task, "a task or its name")
+        _text("sweep", self.sweep, "the name of a sweep")
+        if self.status is not None and self.status not in tuple(JobState):
+            raise InvalidOption(f"status={self.status!r}: expected one of {', '.join(JobState)}")
+        if self.since is not None and not (
+            isinstance(self.since, datetime) and self.since.tzinfo is not None
+        ):
+            raise InvalidOption(
+                f"since={self.since!r}: expected a datetime with a time zone, such as "
+                "datetime.now(timezone.utc) - timedelta(days=1), or None"
+            )
+        if self.limit is not None:
+            _number("limit", self.limit, 1, MOST_BYTES, others=", or None for all")
+        if self.params not in PARAMS:
+            raise InvalidOption(f"params={self.params!r}: expected one of {', '.join(PARAMS)}")
+        _bool("values", self.values)
+
+    def choose(self, records: Iterable[JobRecord]) -> list[JobRecord]:
+        """Those that fit; of records in order of enqueue time, the newest ``limit``."""
+        least = 0 if self.since is None else self.since.timestamp() * 1000
+        found = [
+            record
+            for record in records
+            if record.enqueue_time >= least
+            and self.task in (None, record.fn_name)
+            and self.sweep in (None, record.sweep)
+            and self.status in (None, record.status)
+        ]
+        return found[-self.limit :] if self.limit else found

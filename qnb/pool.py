@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,13 @@ import platformdirs
 from qnb import bridge
 from qnb.client import Client
 from qnb.display import Displayed
-from qnb.errors import InvalidOption, QnbError
+from qnb.errors import LONGEST_MS, InvalidOption, QnbError
 from qnb.options import byte_size
 from qnb.registry import Registry
 
 __all__ = ["OPTIONS_VARIABLE", "Pool", "linger_seconds"]
 
-#: how a pool tells its workers the app's options
+#: set where a pool tells its workers the app's options on their standard input
 OPTIONS_VARIABLE = "QNB_POOL_OPTIONS"
 
 #: seconds for workers to come up, and to go
@@ -40,15 +41,20 @@ _started: list[subprocess.Popen[bytes]] = []  # kept, so that their ends are col
 
 def linger_seconds(linger: str | float) -> float:
     """Seconds from a number or from words like ``"10 min"``, ``"30 s"``, ``"2 h"``."""
-    if isinstance(linger, str):
-        number, _, unit = linger.strip().partition(" ")
-        with contextlib.suppress(ValueError, KeyError):
-            return float(number) * _UNITS[unit or "s"]
-    elif not isinstance(linger, bool) and linger >= 0:
-        return float(linger)
-    raise InvalidOption(
-        f"linger={linger!r}: expected seconds, or text like '10 min', '30 s', '2 h'"
-    )
+    given: object = linger  # a notebook is not type-checked
+    found = float("nan")
+    with contextlib.suppress(ValueError, KeyError, OverflowError):
+        if isinstance(given, str):
+            number, _, unit = given.strip().partition(" ")
+            found = float(number) * _UNITS[unit.strip() or "s"]
+        elif type(given) in (int, float):
+            found = float(linger)
+    if not 0 <= found <= LONGEST_MS / 1000:
+        raise InvalidOption(
+            f"linger={linger!r}: expected seconds ≥ 0 and ≤ {LONGEST_MS // 1000:,}, or text like "
+            "'10 min', '30 s', '2 h'"
+        )
+    return found
 
 
 class Pool(Displayed):
@@ -65,7 +71,7 @@ class Pool(Displayed):
     @property
     def slots(self) -> int:
         """How many jobs the local workers run at a time."""
-        return sum(int(says["slots"]) for says in self._workers().values())
+        return sum(int(says["slots"]) for says in _staying(self._workers()).values())
 
     def scale(
         self,
@@ -85,22 +91,25 @@ class Pool(Displayed):
         idle = linger_seconds(linger)
         most = None if max_memory is None else byte_size("max_memory", max_memory)
         with self._turn() as logs:
-            workers = self._workers()
+            workers = _staying(self._workers())
             have = sum(int(says["slots"]) for says in workers.values())
-            leaving = {}
-            for worker, says in workers.items():
+            leaving = []
+            for says in workers.values():
                 if have > n:
-                    leaving[worker] = says
+                    leaving.append(int(says["pid"]))
                     have -= int(says["slots"])
-            self._end(leaving)
-            if have < n:
+            _stop(leaving)
+            if have < n:  # before the others have finished their jobs
                 self._start(n - have, idle, most, logs)
+            self._gone(leaving)
         return self
 
     def stop(self) -> None:
         """End the local workers: running jobs finish, waiting ones stay in the queue."""
         with self._turn():
-            self._end(self._workers())
+            workers = self._workers()
+            _stop([int(says["pid"]) for says in _staying(workers).values()])
+            self._gone([int(says["pid"]) for says in workers.values()])
 
     def __enter__(self) -> Pool:
         return self
@@ -144,19 +153,17 @@ class Pool(Displayed):
             )
         given = dataclasses.asdict(options)
         del given["serializer"], given["deserializer"]
-        environment = {
-            **os.environ,
-            "QNB_REDIS_URL": self._client.url,
-            OPTIONS_VARIABLE: json.dumps(
-                {"options": given, "linger": idle, "max_memory": max_memory, "setup": self._setup()}
-            ),
-        }
+        environment = {**os.environ, "QNB_REDIS_URL": self._client.url, OPTIONS_VARIABLE: "stdin"}
+        told = {"options": given, "linger": idle, "max_memory": max_memory, "setup": self._setup()}
         log = logs / f"{self._client.options.queue_name}.log"
         at = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as out:
+        # A file: hooks may be larger than an environment can be.
+        with log.open("ab") as out, tempfile.TemporaryFile() as options_file:
+            options_file.write(json.dumps(told).encode())
+            options_file.seek(0)
             process = subprocess.Popen(
                 [sys.executable, "-m", "qnb", "worker", "--workers", str(slots)],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                stdin=options_file, stdout=out, stderr=out,
                 env=environment, start_new_session=True,
             )  # fmt: skip
         _started[:] = [old for old in _started if old.poll() is None] + [process]
@@ -180,11 +187,8 @@ class Pool(Displayed):
             return None
         return self._client.codec.pack_call("setup", (registry.lifespan, hooks), {}).hex()
 
-    def _end(self, workers: dict[str, dict[str, Any]]) -> None:
-        pids = [int(says["pid"]) for says in workers.values()]
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+    def _gone(self, pids: list[int]) -> None:
+        """Wait until these workers have left."""
         self._until(
             lambda: not any(_lives(pid) for pid in pids), STOP,
             "still finish their jobs; they will leave after them", lambda: None,
@@ -202,6 +206,17 @@ class Pool(Displayed):
             bridge.run(wait())
         except TimeoutError:
             raise QnbError(f"the workers of {self!r} {else_} (waited {limit:g} s)") from None
+
+
+def _staying(workers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those that have not been told to stop: once more would end the jobs that they finish."""
+    return {worker: says for worker, says in workers.items() if not says.get("leaving")}
+
+
+def _stop(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _lives(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qnb.display import tidy
 from qnb.errors import (
     JobAborted,
     JobExpired,
@@ -14,7 +15,7 @@ from qnb.errors import (
     SignatureError,
     WorkerCrashed,
 )
-from qnb.models import Ending, JobRecord, JobSpec, TaskResult
+from qnb.models import Ending, JobRecord, TaskResult
 from qnb.wire.codec import Codec
 
 __all__ = ["RemoteTraceback", "call_of", "error_of", "lost", "result_of", "value_of"]
@@ -28,6 +29,7 @@ _ENDED_AS: dict[Ending, type[QnbError]] = {
 
 #: what a supervisor says of a body that it had to stop
 _SAID: dict[str, type[Exception]] = {
+    "JobLost": JobLost,  # its record is unreadable
     "MemoryLimitExceeded": MemoryLimitExceeded,
     "TimeoutError": TimeoutError,
 }
@@ -41,14 +43,16 @@ class RemoteTraceback(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        return f"\n\n{self.text}"
+        return f"\n\n{tidy(self.text)}"
 
 
 def call_of(codec: Codec, record: JobRecord) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments a job was given."""
-    spec = JobSpec(record.task_id, record.fn_name, record.priority, function=record.function,
-                   is_async=record.is_async)  # fmt: skip
-    return codec.unpack_call(record.task_id, record.call, binding=spec.binding())
+    return codec.unpack_call(record.task_id, record.call, binding=_binding(record))
+
+
+def _binding(record: JobRecord) -> bytes | None:
+    return record.spec.binding() if record.spec is not None else None
 
 
 def result_of(codec: Codec, task_id: str, record: JobRecord | None) -> TaskResult:
@@ -58,7 +62,7 @@ def result_of(codec: Codec, task_id: str, record: JobRecord | None) -> TaskResul
     outcome = record.outcome
     value: Any = outcome.failure.text if outcome.failure else None
     if outcome.success:
-        value = codec.unpack_result(task_id, outcome.result)
+        value = codec.unpack_result(task_id, outcome.result, binding=_binding(record))
     return TaskResult(
         success=outcome.success,
         value=value,
@@ -77,7 +81,7 @@ def value_of(codec: Codec, task_id: str, record: JobRecord | None) -> Any:
         raise lost(task_id)
     outcome = record.outcome
     if outcome.success:
-        return codec.unpack_result(task_id, outcome.result)
+        return codec.unpack_result(task_id, outcome.result, binding=_binding(record))
     raise error_of(codec, task_id, record) from (
         RemoteTraceback(outcome.failure.traceback)
         if outcome.failure and outcome.failure.traceback
@@ -93,12 +97,17 @@ def error_of(codec: Codec, task_id: str, record: JobRecord) -> Exception:
     ended_as = _ENDED_AS.get(outcome.ending) or _SAID.get(outcome.failure.type)
     if ended_as is not None and not outcome.result:
         return ended_as(outcome.failure.message)
-    error = codec.unpack_error(task_id, outcome.result) if outcome.result else None
-    if isinstance(error, Exception):  # a SystemExit would end the loop it is raised on
+    error = None
+    if outcome.result:
+        error = codec.unpack_error(task_id, outcome.result, binding=_binding(record))
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         return error
+    why = "that cannot be rebuilt here"
+    if error is not None:  # it would end the loop or the generator that it is raised in
+        why = "that is not raised outside of the task, since it would end more than the wait"
     return RemoteError(
-        f"job {task_id!r} of task {record.fn_name!r} raised {outcome.failure.text}, an "
-        "exception that cannot be rebuilt here"
+        f"job {task_id!r} of task {record.fn_name!r} raised {outcome.failure.text}, an exception "
+        f"{why}"
     )
 
 

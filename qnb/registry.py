@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -18,14 +19,50 @@ ErrorHook = Callable[[ErrorContext], Any]
 Lifespan = Callable[[], AsyncIterator[Any]]
 
 
-def _home(fn: Function) -> str:
-    return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', repr(fn))}"
+def _home(fn: Any) -> str:
+    """Where ``fn`` is defined, as far as a name can tell."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    named = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{getattr(named, '__module__', '?')}.{named.__qualname__}"
+
+
+def _is_other(fn: Any, owner: Any) -> bool:
+    """Is ``fn`` another function than ``owner``, and not the same one defined again?
+
+    A cell that runs again compiles anew. Functions that one ``def`` made, holding on to different
+    things, are different ones, though they share a name.
+    """
+    if _home(fn) != _home(owner):
+        return True
+    code = getattr(fn, "__code__", None)
+    if code is None or getattr(owner, "__code__", None) is not code or fn is owner:
+        return False
+    return any(
+        ours.cell_contents is not theirs.cell_contents
+        for ours, theirs in zip(fn.__closure__ or (), owner.__closure__ or (), strict=True)
+    )
+
+
+def _place(hook: Any) -> tuple[str, ...]:
+    """Where a hook is defined; lambdas and inner functions of one name are told apart by line."""
+    home, code = _home(hook), getattr(hook, "__code__", None)
+    if code is None or not ("<lambda>" in home or "<locals>" in home):
+        return (home,)
+    return home, code.co_filename, str(code.co_firstlineno)
 
 
 def check_task_name(name: object) -> str:
     """``name``, if it may name a task."""
-    if not isinstance(name, str) or not 0 < len(name) <= 256 or not name.isprintable():
-        raise InvalidName(f"task name {name!r} is not allowed: use 1 to 256 printable characters")
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name) <= 256
+        or not name.isprintable()
+        or not name.strip()
+    ):
+        raise InvalidName(
+            f"task name {name!r} is not allowed: use 1 to 256 printable characters, not all blank"
+        )
     return name
 
 
@@ -65,7 +102,7 @@ class Registry:
         self._functions: dict[str, Function] = {}
         self._policies: dict[str, Policy] = {}
         self.crons: dict[str, Cron] = {}
-        self.error_hooks: dict[str, ErrorHook] = {}  # by where they are defined: a cell run twice
+        self.error_hooks: dict[tuple[str, ...], ErrorHook] = {}  # by place: a cell may run twice
         self.lifespan: Lifespan | None = None
         self.state = State()
 
@@ -73,7 +110,7 @@ class Registry:
         """Let ``name`` stand for ``fn``, whose jobs are treated by ``policy``."""
         check_task_name(name)
         owner = self._functions.get(name)
-        if owner is not None and _home(owner) != _home(fn):
+        if owner is not None and _is_other(fn, owner):
             where = inspect.getsourcefile(owner) if inspect.isfunction(owner) else None
             raise NameTaken(
                 f"task name {name!r} belongs to {_home(owner)}{f' ({where})' if where else ''}; "
@@ -85,7 +122,7 @@ class Registry:
 
     def add_error_hook(self, hook: ErrorHook) -> None:
         """Have ``hook`` called after each failed attempt, in the order of registration."""
-        self.error_hooks[_home(hook)] = hook
+        self.error_hooks[_place(hook)] = hook
 
     def get(self, name: str) -> Function | None:
         """The function ``name`` stands for, None if nobody has registered it here."""
@@ -106,7 +143,7 @@ class Registry:
             if getattr(spec.policy, field.name) != getattr(usual, field.name)
         }
         is_async = spec.is_async or inspect.iscoroutinefunction(fn)
-        return replace(spec, is_async=is_async, policy=replace(own, **chosen))
+        return replace(spec, is_async=is_async, policy=replace(own, **chosen), bound=spec.binding())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._functions)

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["as_json", "as_line", "as_text", "is_stuck", "plain", "summary"]
+from qnb.display import tidy
+
+__all__ = ["as_json", "as_line", "as_text", "is_stuck", "summary"]
 
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 _SIZES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -34,7 +36,7 @@ def summary(overview: dict[str, Any]) -> str:
     serves = f"{_many(len(workers), 'worker')} with {_many(slots, 'slot')}"
     if not workers:
         serves = f"no worker{' serves it: start one with qnb worker' * is_stuck(overview)}"
-    return plain(
+    return _plain(
         f"queue {overview['queue']!r}: {_waiting(overview):,} waiting, {overview['delayed']:,} "
         f"delayed, {overview['running']:,} running; {serves}"
     )
@@ -43,7 +45,7 @@ def summary(overview: dict[str, Any]) -> str:
 def as_text(overview: dict[str, Any], now_ms: int) -> str:
     """The summary, then the lanes, the first to be drained on top, then the workers."""
     parts = [summary(overview)]
-    lanes = [(plain(lane), f"{n:,}") for lane, n in reversed(overview["lanes"].items())]
+    lanes = [(_plain(lane), f"{n:,}") for lane, n in reversed(overview["lanes"].items())]
     parts.append(_table(("lane", "waiting"), lanes))
     if workers := overview["workers"]:
         rows = [_row(id_, says, now_ms) for id_, says in sorted(workers.items())]
@@ -63,22 +65,16 @@ def as_json(overview: dict[str, Any], now_ms: int) -> str:
     return json.dumps({**overview, **totals}, default=repr)
 
 
-def plain(text: str) -> str:
-    r"""``text`` with everything that a terminal would act on written out.
-
-    >>> plain("a\x1b[2Jb")
-    'a\\x1b[2Jb'
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+def _plain(text: str) -> str:
+    """``text`` in one line, with everything that a terminal would act on written out."""
+    return tidy(text.replace("\r", "\\r")).replace("\t", "\\t").replace("\n", "\\n")
 
 
 def _row(id_: str, says: dict[str, Any], now_ms: int) -> dict[str, str]:
     load, memory = says.get("load"), says.get("memory")
     heard = _since(says.get("at"), now_ms)
     return {
-        "worker": plain(id_),
+        "worker": _plain(id_),
         **{word: f"{_whole(says.get(word)):,}" for word in ("slots", "running", "done")},
         "load": f"{load:.2f}" if isinstance(load, int | float) else "-",
         "memory": _size(memory) if isinstance(memory, int) else "-",

@@ -6,7 +6,7 @@ import functools
 import inspect
 import secrets
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -15,9 +15,10 @@ from qnb.client import Client, new_id
 from qnb.errors import EnvironmentMismatch, InvalidOption
 from qnb.job import Job
 from qnb.models import JobRecord, JobSpec, JobState, Policy
-from qnb.options import TaskOptions
+from qnb.options import TaskOptions, hint
 from qnb.storage.records import Call
-from qnb.sweeps import designs
+from qnb.sweeps import designs, spaces
+from qnb.sweeps.sampling import Method, sample
 from qnb.sweeps.sweep import Sweep
 
 __all__ = ["PreparedCall", "Task"]
@@ -31,6 +32,14 @@ class PreparedCall(Generic[R]):
     """A call that has been checked and encoded, for :meth:`App.enqueue_many`."""
 
     call: Call
+    client: Client
+
+    def job(self) -> Job[R]:
+        """The job that it is once it has been sent."""
+        spec = self.call.spec
+        state = JobState.SCHEDULED if self.call.due else JobState.QUEUED
+        seen = JobRecord(spec.task_id, spec.fn_name, spec.lane, state, 0)
+        return Job(self.client, spec.task_id, seen)
 
 
 class Task(Generic[P, R]):
@@ -49,7 +58,7 @@ class Task(Generic[P, R]):
         self._client = client
         self._options = options
         if fn is not None:
-            functools.update_wrapper(self, fn)
+            functools.update_wrapper(self, fn, updated=())  # a callable object has its own dict
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Task, (self._client, self.name, self.fn, self._options)
@@ -79,29 +88,38 @@ class Task(Generic[P, R]):
         Arguments are checked and encoded first: :class:`~qnb.ArgumentError` names one that cannot
         be sent, ``TypeError`` a call that does not fit the function.
         """
-        call = self.prepare(*args, **kwargs).call
-        await self._client.enqueue([call])
-        await self._warn(call)
-        return self._job(call)
+        prepared = self.prepare(*args, **kwargs)
+        await self._client.enqueue([prepared.call])
+        self._tell(await self._compare(prepared.call))
+        return prepared.job()
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """The blocking twin of :meth:`enqueue`."""
-        call = self.prepare(*args, **kwargs).call
-        bridge.run(self._client.enqueue([call]))
-        self._tell(bridge.run(self._compare(call)))
-        return self._job(call)
+        prepared = self.prepare(*args, **kwargs)
+        bridge.run(self._client.enqueue([prepared.call]))
+        self._tell(bridge.run(self._compare(prepared.call)))
+        return prepared.job()
 
     def prepare(self, *args: P.args, **kwargs: P.kwargs) -> PreparedCall[R]:
         """Check and encode a call without sending it."""
         self._fits(args, kwargs)
-        return PreparedCall(self._call(self._shipped(), args, kwargs))
+        if self._options.name is not None:
+            raise InvalidOption(
+                f"name={self._options.name!r} names a sweep; a single job has a task_id="
+            )
+        return PreparedCall(self._call(self._shipped(), args, kwargs), self._client)
 
     # -- fanning out ---------------------------------------------------------------------------
 
     def map(self, *iterables: Iterable[Any]) -> Sweep[R]:
         """One job per position, as the builtin ``map``; the iterables must be equally long."""
-        names = self._positional(len(iterables))
+        names = self._positional(len(iterables), "map")
         return self._sweep(designs.zipped(*iterables).named(*names))
+
+    def starmap(self, rows: Iterable[Sequence[Any]]) -> Sweep[R]:
+        """One job per tuple of arguments, as ``itertools.starmap``; all of one length."""
+        design = spaces.starmap(rows)
+        return self._sweep(design.named(*self._positional(len(design.names), "starmap")))
 
     def grid(self, **axes: Any) -> Sweep[R]:
         """One job per combination of the axes' values, the last axis fastest.
@@ -109,6 +127,50 @@ class Task(Generic[P, R]):
         An axis is any sequence, range, array or Series; a single value is a constant.
         """
         return self._sweep(designs.grid(**axes))
+
+    def zip(self, **columns: Any) -> Sweep[R]:
+        """One job per position of the columns, which must be equally long; constants apart."""
+        return self._sweep(designs.zip_(**columns))
+
+    def star(self, center: Mapping[str, Any], /, **axes: Any) -> Sweep[R]:
+        """One factor at a time around ``center``: that point once, then each axis in turn."""
+        return self._sweep(designs.star(center, **axes))
+
+    def rows(self, frame: Any, /, columns: Sequence[str] | None = None) -> Sweep[R]:
+        """One job per row of a pandas or polars frame; ``columns`` of it, or all."""
+        return self._sweep(spaces.rows(frame, columns))
+
+    def sample(
+        self, n: int, /, *, method: Method = "sobol", seed: int = 0, **distributions: Any
+    ) -> Sweep[R]:
+        """``n`` points spread over ranges ``(low, high)``, lists of choices or distributions.
+
+        ``method`` is ``"sobol"``, ``"halton"``, ``"lhs"`` (Latin hypercube) or ``"random"``;
+        ranges of whole numbers include their ends; a frozen distribution is one of scipy's.
+        """
+        taken = {"n", "method", "seed"} & self._parameters()
+        if taken:
+            raise InvalidOption(
+                f"task {self.name!r} has a parameter {min(taken)!r}, which sample() takes for its "
+                f"own: use sweep(qnb.sample({n!r}, ...) * qnb.grid({min(taken)}=...))"
+            )
+        return self._sweep(sample(n, method=method, seed=seed, **distributions))
+
+    def sweep(self, space: Any, /) -> Sweep[R]:
+        """One job per point of a space, of scikit-learn's ``ParameterGrid`` or of a list of dicts.
+
+        Spaces are made by ``qnb.grid zip star points rows sample`` and combine: ``a * b`` is their
+        product, the last fastest; ``a + b`` is one after the other.
+        """
+        found = spaces.space_of(space)
+        if isinstance(found, spaces.Stream):
+            raise InvalidOption(
+                f"{space!r} does not say how many points it has: pass a list, list(...) of it"
+            )
+        return self._sweep(found)
+
+    def _parameters(self) -> set[str]:
+        return set(inspect.signature(self.fn).parameters) if self.fn is not None else set()
 
     def _sweep(self, design: designs.Design) -> Sweep[R]:
         chosen = self._options
@@ -134,18 +196,18 @@ class Task(Generic[P, R]):
             self._tell(bridge.run(self._compare(calls(0, 1)[0])))
         return sweep
 
-    def _positional(self, count: int) -> list[str]:
+    def _positional(self, count: int, what: str) -> list[str]:
         if self.fn is None:
             raise InvalidOption(
-                f"map() needs the names of the arguments of task {self.name!r}, which has no "
+                f"{what}() needs the names of the arguments of task {self.name!r}, which has no "
                 "function here: use grid(name=values, ...)"
             )
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         names = [p.name for p in inspect.signature(self.fn).parameters.values() if p.kind in kinds]
-        if not 0 < count <= len(names):
+        if count > len(names) or (what == "map" and not count):
             raise InvalidOption(
                 f"task {self.name!r} takes {len(names)} positional arguments "
-                f"({', '.join(names)}); map() was given {count} iterables"
+                f"({', '.join(names)}); {what}() was given {count}"
             )
         return names[:count]
 
@@ -155,11 +217,17 @@ class Task(Generic[P, R]):
         """Refuse a call that the function would refuse, here rather than on the worker."""
         if self.fn is None:
             return
+        signature = inspect.signature(self.fn)
         try:
-            inspect.signature(self.fn).bind(*args, **kwargs)
+            signature.bind(*args, **kwargs)
         except TypeError as error:
+            unknown = [word for word in kwargs if word not in signature.parameters]
+            remedy = "".join(hint(word, signature.parameters) for word in unknown)
+            options = [word for word in unknown if word in TaskOptions.__dataclass_fields__]
+            if options:
+                remedy = f" Options go apart: task.options({options[0]}=...)"
             raise TypeError(
-                f"{self.name}{inspect.signature(self.fn)} does not take this call: {error}"
+                f"{self.name}{signature} does not take this call: {error}.{remedy}"
             ) from None
 
     def _shipped(self) -> tuple[str, bytes | None]:
@@ -209,24 +277,17 @@ class Task(Generic[P, R]):
     def _unique_id(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         from qnb.wire.fingerprint import call_digest
 
-        return f"{self.name[:200]}#{call_digest(self.name, args, kwargs)}"
+        name = self.name.encode()[:200].decode(errors="ignore")  # an id has at most 256 bytes
+        return f"{name}#{call_digest(self.name, args, kwargs)}"
 
     async def _compare(self, call: Call) -> list[str]:
         if self.fn is None:
             return []
         return await self._client.compare(self.name, self.fn, by_value=call.code is not None)
 
-    async def _warn(self, call: Call) -> None:
-        self._tell(await self._compare(call))
-
     def _tell(self, told: list[str]) -> None:
         for text in told:
             warnings.warn(text, EnvironmentMismatch, stacklevel=3)
-
-    def _job(self, call: Call) -> Job[R]:
-        state = JobState.SCHEDULED if call.due else JobState.QUEUED
-        seen = JobRecord(call.spec.task_id, self.name, call.spec.lane, state, 0)
-        return Job(self._client, call.spec.task_id, seen)
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r}>"

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from qnb.display import tidy
 from qnb.models import CELLS, JobRecord, JobState, SweepSnapshot
 
 __all__ = [
@@ -75,22 +76,6 @@ _TONE_OF = {
 ERROR_GROUPS = 5  #: how many kinds of error a sweep shows
 ERROR_CHARS = 300  #: of one error's line
 TRACEBACK_CHARS = 4_000
-
-# Control characters could drive a terminal or vanish; direction marks could make a text read
-# otherwise than it is; a lone surrogate cannot be sent at all.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def _code(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-
-
-def tidy(text: object) -> str:
-    """``text`` with its invisible characters spelled out (``\\x1b``), tabs and newlines kept."""
-    return _UNSEEN.sub(_code, str(text).replace("\r\n", "\n"))
 
 
 def clip(text: object, limit: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import socket
@@ -22,15 +23,17 @@ from qnb.errors import (
     UnknownTask,
     WorkerCrashed,
 )
-from qnb.models import Ending, ErrorContext, JobSpec, Outcome, Policy, TaskContext
+from qnb.models import Ending, ErrorContext, Failure, JobSpec, Outcome, Policy, TaskContext
 from qnb.registry import Registry
 from qnb.running.context import Reporter, Running, running_as
 from qnb.running.failures import failure_of
 from qnb.running.measure import Meter
+from qnb.storage.records import MAX_LOST_STARTS
 from qnb.wire.codec import Codec
 
 __all__ = [
-    "Attempt", "Ended", "Runner", "context_of", "failure_of", "found", "retry_delay", "task_of",
+    "Attempt", "Ended", "Runner", "context_of", "failure_of", "found", "lost_outcome",
+    "retry_delay", "task_of",
 ]  # fmt: skip
 
 #: functions shipped by value that a process keeps decoded
@@ -125,12 +128,17 @@ class Runner:
         return ended
 
     async def run_async(
-        self, attempt: Attempt, reporter: Reporter, *, alone: bool = False
+        self,
+        attempt: Attempt,
+        reporter: Reporter,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+        alone: bool = False,
     ) -> Ended:
         """Run a coroutine function, or a plain one, on this loop.
 
-        When the calling task has been cancelled it raises ``CancelledError``, whatever the body
-        made of that.
+        When the calling task has been cancelled because it is ``stopped``, it raises
+        ``CancelledError``, whatever the body made of that. A body may also cancel itself.
         """
         start = self.clock.now_ms()
         meter = Meter(alone=alone)
@@ -147,7 +155,12 @@ class Runner:
                 ended = self._failed(attempt, start, meter, error)
         reporter.flush()
         if this and this.cancelling() > before:
-            raise asyncio.CancelledError
+            if stopped():
+                raise asyncio.CancelledError
+            while this.cancelling() > before:
+                this.uncancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)  # where Python 3.11 delivers it all the same
         return ended
 
     def refused(self, attempt: Attempt, error: QnbError) -> Outcome:
@@ -156,10 +169,11 @@ class Runner:
 
     def _decode(self, attempt: Attempt) -> tuple[Callable[..., Any], Any, Any]:
         try:
-            fn = self._function(attempt)
+            # Verified first: nothing that a stranger wrote may name a module to import.
             args, kwargs = self._codec.unpack_call(
                 attempt.spec.task_id, attempt.call, binding=attempt.spec.binding()
             )
+            fn = self._function(attempt)
         except QnbError as error:
             if isinstance(error, BrokerError):
                 raise
@@ -200,7 +214,7 @@ class Runner:
         cpu = meter.cpu_us()
         try:
             result, nbytes = self._codec.pack_sized_result(
-                attempt.spec.task_id, attempt.number, value
+                attempt.spec.task_id, attempt.number, value, binding=attempt.spec.binding()
             )
         except QnbError as error:
             raise error if isinstance(error, BrokerError) else _Refused(error) from None
@@ -237,7 +251,7 @@ class Runner:
             tries=attempt.tries,
             start=start,
             finish=self.clock.now_ms(),
-            result=self._codec.pack_error(spec.task_id, attempt.number, error),
+            result=self._packed(attempt, error),
             failure=failure_of(error),
             worker=self._worker,
             peak_memory=meter.peak(),
@@ -247,6 +261,17 @@ class Runner:
         if quiet or not self.registry.error_hooks:
             return Ended(outcome)
         return Ended(outcome, context_of(attempt, error, will_retry=retry_in_ms is not None))
+
+    def _packed(self, attempt: Attempt, error: BaseException) -> bytes:
+        spec = attempt.spec
+        try:
+            return self._codec.pack_error(
+                spec.task_id, attempt.number, error, binding=spec.binding()
+            )
+        except QnbError:
+            raise
+        except BaseException:  # noqa: BLE001 - its own __reduce__ or __str__ may even exit
+            return b""
 
 
 def _used_up(error: Retry, policy: Policy) -> Retry:
@@ -271,6 +296,23 @@ def context_of(attempt: Attempt, error: BaseException, *, will_retry: bool) -> E
     """What hooks are told when ``attempt`` has failed with ``error``."""
     return ErrorContext(
         attempt.spec.fn_name, attempt.spec.task_id, error, attempt.tries, will_retry
+    )
+
+
+def lost_outcome(
+    spec: JobSpec, now: int, reason: str, tries: int = MAX_LOST_STARTS, start: int | None = None
+) -> Outcome:
+    """How a job ends that has lost its worker too often."""
+    message = (
+        f"job {spec.task_id!r} of task {spec.fn_name!r} lost its worker {MAX_LOST_STARTS} times: "
+        f"{reason}"
+    )
+    return Outcome(
+        ending=Ending.CRASHED,
+        tries=tries,
+        start=now if start is None else start,
+        finish=now,
+        failure=Failure("WorkerCrashed", message, f"WorkerCrashed({message!r})"),
     )
 
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgpack
@@ -31,9 +31,11 @@ from qnb.running.messages import (
     reader,
     report_of,
 )
-from qnb.running.trees import MARK, kill_marked, kill_tree
+from qnb.running.trees import MARK, children, end_orphans, kill_marked, kill_tree
 
-__all__ = ["Body", "Child", "Keeper", "News", "SlotDied", "SlotLost", "Tell"]
+__all__ = [
+    "Body", "Child", "Keeper", "News", "SlotDied", "SlotLost", "Suspects", "Tell", "own_children",
+]  # fmt: skip
 
 #: a report of progress, or a piece of captured output
 News = Report | str
@@ -55,6 +57,12 @@ CHUNK = 64 * 1024
 #: seconds between two looks at a pipe that has little in it
 LOOK = 0.02
 
+#: seconds that a child which has closed its end has to be gone by itself
+CLOSED = 0.5
+
+#: jobs that are remembered to have been in a process that died
+SUSPECTS = 10_000
+
 _F_SETPIPE_SZ = 1031
 
 
@@ -63,7 +71,34 @@ class SlotDied(Exception):
 
 
 class SlotLost(Exception):
-    """The process that ran a body was ended because of another body in it."""
+    """The process that ran a body has ended, and that is not known to be this body's fault."""
+
+
+class Suspects:
+    """The ids of jobs that shared a process when it died. The next time each runs alone, where
+    the one that kills is told from the others."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+
+    def update(self, ids: Iterable[str]) -> None:
+        self._ids.update(dict.fromkeys(ids))
+        while len(self._ids) > SUSPECTS:
+            del self._ids[next(iter(self._ids))]
+
+    def discard(self, task_id: str) -> None:
+        self._ids.pop(task_id, None)
+
+    def __contains__(self, task_id: str) -> bool:
+        return task_id in self._ids
+
+
+_living: set[int] = set()  # the processes of all children, and others that are no orphans
+
+
+def own_children() -> None:
+    """The processes that this one has now are no orphans of bodies."""
+    _living.update(children(os.getpid()))
 
 
 class Body:
@@ -134,6 +169,11 @@ class Child(asyncio.Protocol):
         self.doomed = False  #: is being ended by us
         self.has_hooks = False
 
+    @property
+    def is_unused(self) -> bool:
+        """It has never been given anything to do."""
+        return self._seq == 0
+
     @classmethod
     async def start(
         cls, config: SlotConfig, environment: dict[str, str], keeper: Keeper, patience: float
@@ -168,12 +208,21 @@ class Child(asyncio.Protocol):
             )  # fmt: skip
         os.close(out)
         self.pid = self._process.pid
+        _living.add(self.pid)
         self._socket = ours
-        self._watch()
-        self._loop.add_reader(self._pipe, self._output)
         ours.setblocking(False)
         self._transport: asyncio.Transport
-        self._transport, _ = await self._loop.create_connection(lambda: self, sock=ours)
+        try:
+            self._transport, _ = await self._loop.create_connection(lambda: self, sock=ours)
+            self._loop.add_reader(self._pipe, self._output)
+            self._watch()  # last: its death is told to all of the above
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            _living.discard(self.pid)
+            self._close_pipe()
+            ours.close()
+            raise
 
     # -- its bodies ----------------------------------------------------------------------------
 
@@ -329,6 +378,7 @@ class Child(asyncio.Protocol):
         threading.Thread(target=wait, name="qnb-wait", daemon=True).start()
 
     def _is_gone(self, code: int) -> None:
+        _living.discard(self.pid)
         with contextlib.suppress(OSError):
             while data := self._socket.recv(CHUNK):  # what it said last
                 self.data_received(data)
@@ -344,9 +394,9 @@ class Child(asyncio.Protocol):
         self._keeper.died(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It has closed its end: without it, it is of no use."""
+        """It has closed its end: without it, it is of no use. Mostly it is about to be gone."""
         if not self.gone.done() and not self.doomed:
-            self._kill()
+            self._loop.call_later(CLOSED, self._kill)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -377,8 +427,11 @@ class Child(asyncio.Protocol):
         if not self.gone.done():
             await self.kill()
 
-    async def clear(self) -> None:
-        """End what it has left behind at its death."""
+    async def clear(self, adopts: bool) -> None:
+        """End what it has left behind at its death; if this process ``adopts`` orphans, those."""
+        if adopts:  # on the loop's thread, which starts all children
+            orphans = set(children(os.getpid())) - _living
+            await asyncio.to_thread(end_orphans, orphans)
         await asyncio.to_thread(kill_marked, self._mark)
 
 

@@ -41,7 +41,7 @@ class Reporter:
             if now >= self._next:
                 self._next = now + REPORT_EVERY
                 self._held = None
-                self._send(report)
+                self._tell(report)
                 return
             self._held = report
             if self._timer is None:
@@ -58,7 +58,11 @@ class Reporter:
             if self._held is not None:
                 held, self._held = self._held, None
                 self._next = time.monotonic() + REPORT_EVERY
-                self._send(held)
+                self._tell(held)
+
+    def _tell(self, report: Report) -> None:
+        with contextlib.suppress(Exception):  # who listens has gone: never the body's problem
+            self._send(report)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from typing import Protocol
 
 from qnb.errors import QnbError
 from qnb.models import JobSpec, Outcome, Report
 from qnb.running import capture
-from qnb.running.around import LifespanRun, fire
+from qnb.running.around import LifespanRun, fire, in_thread
 from qnb.running.attempt import Attempt, Ended, Runner, context_of, found, task_of
 from qnb.running.child import News, SlotDied, SlotLost, Tell
 from qnb.running.context import Reporter, Running, running_as
 from qnb.running.messages import SlotConfig
-from qnb.running.processes import ProcessExecutor
+from qnb.running.processes import ProcessExecutor, nothing
+from qnb.running.progress import watch_tqdm
 
 __all__ = [
     "Executor", "InlineExecutor", "News", "ProcessExecutor", "SlotDied", "SlotLost", "Tell",
 ]  # fmt: skip
+
+#: seconds that a cancelled coroutine of this process has to end
+GRACE = 1.0
 
 
 class Executor(Protocol):
@@ -46,9 +48,12 @@ class Executor(Protocol):
     async def start(self) -> None:
         """Get ready, the app's lifespan included; an error if that cannot be."""
 
-    async def run(self, attempt: Attempt, tell: Tell) -> Outcome:
+    async def run(
+        self, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
+    ) -> Outcome:
         """Run one attempt to its end; ``tell`` gets its reports and output meanwhile.
 
+        ``begun`` is called when it has a place to run in, from which its time counts.
         :class:`SlotDied` if its process ended under it, :class:`SlotLost` if that was ended because
         of another body. When cancelled it returns as soon as the body is gone.
         """
@@ -65,25 +70,26 @@ class Executor(Protocol):
 class InlineExecutor:
     """Runs coroutines on the worker's own loop and plain functions in threads of this process.
 
-    A thread cannot be stopped. A task with ``isolation="process"`` runs in a child process, for
-    which ``config`` is needed; its ``max_memory`` is watched there only.
+    A thread cannot be stopped, nor a coroutine that swallows its cancellation. A task with
+    ``isolation="process"`` runs in a child process, for which ``config`` is needed; its
+    ``max_memory`` is watched there only.
     """
 
     def __init__(self, runner: Runner, slots: int, config: SlotConfig | None = None) -> None:
         self.slots = slots
-        self.on_room: Callable[[], None] = lambda: None
+        self.on_room: Callable[[], None] = nothing
         self._runner = runner
         self._config = config
         self._running = 0
         self._started = False
-        # More than slots: a thread whose job was aborted goes on, and must not block the next one.
-        self._threads = ThreadPoolExecutor(10_000, thread_name_prefix="qnb-task")
         self._lifespan = LifespanRun(runner.registry)
-        self._children: asyncio.Future[ProcessExecutor] | None = None
+        self._children: ProcessExecutor | None = None
+        self._stubborn: set[str] = set()  # jobs whose coroutine runs on
 
     async def start(self) -> None:
         await self._lifespan.start()
         capture.divert(through=True)
+        watch_tqdm()
         self._started = True
 
     def needs_code(self, spec: JobSpec) -> bool:
@@ -96,60 +102,70 @@ class InlineExecutor:
 
     def stops(self, spec: JobSpec) -> bool:
         isolation = spec.policy.isolation
+        if spec.task_id in self._stubborn:
+            return False
         return isolation == "process" or (spec.is_async and isolation != "thread")
 
-    async def run(self, attempt: Attempt, tell: Tell) -> Outcome:
+    async def run(
+        self, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
+    ) -> Outcome:
         self._running += 1
         try:
-            if attempt.spec.policy.isolation != "process":
-                return await self._here(attempt, tell)
-            try:
-                children = await self._processes()
-            except QnbError as error:
-                return self._runner.refused(attempt, error)
-            return await children.run(attempt, tell)
+            if attempt.spec.policy.isolation == "process":
+                return await self._processes().run(attempt, tell, begun)
+            begun()
+            return await self._here(attempt, tell)
+        except QnbError as error:
+            return self._runner.refused(attempt, error)
         finally:
             self._running -= 1
 
     async def _here(self, attempt: Attempt, tell: Tell) -> Outcome:
         loop = asyncio.get_running_loop()
         feed = capture.Feed(loop, tell)
-        reporter = _reporter(loop, tell)
+        stopped = False
+        with capture.capturing(feed):
+            work = self._body(attempt, _reporter(loop, tell), lambda: stopped)
+            body = loop.create_task(work)
         try:
-            with capture.capturing(feed):
-                spec = attempt.spec
-                if spec.is_async or spec.policy.isolation == "loop":
-                    ended = await self._runner.run_async(attempt, reporter)
-                else:
-                    ended = await self._threaded(attempt, reporter)
-                if ended.failure is not None:
-                    with running_as(Running(task_of(attempt), reporter)):
-                        await fire(self._runner.registry, ended.failure)
+            return (await asyncio.shield(body)).outcome
+        except asyncio.CancelledError:
+            stopped = True
+            body.cancel()
+            await asyncio.wait([body], timeout=GRACE)
+            if not body.done():  # this worker does not wait for it
+                task_id = attempt.spec.task_id
+                self._stubborn.add(task_id)
+                body.add_done_callback(lambda _: self._stubborn.discard(task_id))
+            raise
         finally:
             feed.close()
-        return ended.outcome
 
-    async def _threaded(self, attempt: Attempt, reporter: Reporter) -> Ended:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, copy_context().run, self._runner.run, attempt, reporter
-        )
+    async def _body(
+        self, attempt: Attempt, reporter: Reporter, stopped: Callable[[], bool]
+    ) -> Ended:
+        if attempt.spec.is_async or attempt.spec.policy.isolation == "loop":
+            ended = await self._runner.run_async(attempt, reporter, stopped=stopped)
+        else:
+            ended = await in_thread(self._runner.run, attempt, reporter)
+        if ended.failure is not None:
+            with running_as(Running(task_of(attempt), reporter)):
+                await fire(self._runner.registry, ended.failure)
+        return ended
 
-    async def _processes(self) -> ProcessExecutor:
-        """Child processes, started when the first body needs one."""
+    def _processes(self) -> ProcessExecutor:
+        """Child processes, each started when a body needs it."""
         if self._config is None:
             raise QnbError(
                 "isolation='process' needs worker processes, and this worker was made without a "
                 "SlotConfig to start them with; serve the task with `qnb worker` instead"
             )
         if self._children is None:
-            self._children = asyncio.ensure_future(
-                _started(ProcessExecutor(self._config, self._runner.clock, self.slots))
+            self._config.packed()  # what cannot be sent is refused before any is started
+            self._children = ProcessExecutor(
+                self._config, self._runner.clock, self.slots, on_demand=True
             )
-        try:
-            return await asyncio.shield(self._children)
-        except QnbError:
-            self._children = None  # the next job tries again
-            raise
+        return self._children
 
     async def report_failure(
         self, attempt: Attempt, error: str, message: str, *, will_retry: bool
@@ -159,19 +175,13 @@ class InlineExecutor:
             await fire(self._runner.registry, told)
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._children is not None:
             with contextlib.suppress(QnbError):
-                await (await self._children).close()
+                await self._children.close()
         await self._lifespan.stop()
         if self._started:
             self._started = False
             capture.restore()
-
-
-async def _started(executor: ProcessExecutor) -> ProcessExecutor:
-    await executor.start()
-    return executor
 
 
 def _reporter(loop: asyncio.AbstractEventLoop, tell: Tell) -> Reporter:

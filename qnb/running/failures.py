@@ -41,11 +41,11 @@ def _failure(error: BaseException, trace: str, depth: int, seen: set[int]) -> Fa
                 causes.append(_failure(cause, "", depth - 1, seen))
     try:
         text = repr(error)
-    except Exception:  # noqa: BLE001 - a user's __repr__ may do anything
+    except BaseException:  # noqa: BLE001 - a user's __repr__ may do anything
         text = f"{type(error).__name__}(…)"
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001 - likewise
+    except BaseException:  # noqa: BLE001 - likewise
         message = ""
     return Failure(
         _sendable(type(error).__name__), _bounded(message), _bounded(text), trace,
@@ -103,12 +103,10 @@ def _trim(told: TracebackException, depth: int) -> None:
 
 def _labelled(frame: FrameSummary) -> FrameSummary:
     name = label(frame.filename)
-    if name == frame.filename:
-        return frame
-    return FrameSummary(
-        name, frame.lineno, frame.name, lookup_line=False, line=frame.line or "",
-        end_lineno=frame.end_lineno, colno=frame.colno, end_colno=frame.end_colno,
-    )  # fmt: skip
+    if name != frame.filename:
+        _ = frame.line  # looked up by the file's own name, and kept
+        frame.filename = name
+    return frame
 
 
 def _bounded(text: str) -> str:

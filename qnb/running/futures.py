@@ -10,19 +10,20 @@ import asyncio
 import importlib
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures import Executor as Pool
+from functools import partial, reduce
 from typing import Any
 
 import msgpack
 
-from qnb.clock import ServerClock, now_ms
+from qnb.clock import ServerClock, backoff, now_ms
 from qnb.errors import InvalidOption, QnbError
 from qnb.models import JobSpec, Outcome, Report
 from qnb.running import capture
-from qnb.running.around import LifespanRun, fire
+from qnb.running.around import LifespanRun, fire, in_thread
 from qnb.running.attempt import Attempt, Ended, Runner, context_of, found, task_of
-from qnb.running.child import SlotDied, Tell
+from qnb.running.child import SlotDied, SlotLost, Suspects, Tell
 from qnb.running.context import Reporter, Running, running_as
 from qnb.running.messages import (
     SlotConfig,
@@ -33,6 +34,8 @@ from qnb.running.messages import (
     report_of,
     report_to,
 )
+from qnb.running.processes import nothing
+from qnb.running.progress import watch_tqdm
 from qnb.running.slot import served
 
 __all__ = ["FuturesExecutor", "hooks_there", "run_there"]
@@ -45,7 +48,8 @@ HOOKS = 5.0
 class FuturesExecutor:
     """Runs bodies in the pool that ``factory`` (a callable, or ``module:attribute``) makes.
 
-    A pool that breaks is replaced by a fresh one; the bodies it ran raise :class:`SlotDied`.
+    A pool that breaks is replaced by a fresh one. A body that it ran alone raises
+    :class:`SlotDied`; if it ran several they raise :class:`SlotLost`, and each runs alone next.
     """
 
     def __init__(
@@ -56,16 +60,26 @@ class FuturesExecutor:
         clock: ServerClock | None = None,
     ) -> None:
         self.slots = slots
-        self.on_room: Callable[[], None] = lambda: None
+        self.on_room: Callable[[], None] = nothing
         self._factory = factory
         self._config = config.packed()
         self._clock = clock or ServerClock()
         self._pool: Pool | None = None
+        self._failures = 0  # in a row, of pools to take a body
         self._running = 0
+        self._inside: dict[Future[bytes], str] = {}  # what the pool has, and for which jobs
+        self._suspects = Suspects()
+        self._emptied = asyncio.Event()
+        self._gate = asyncio.Lock()  # who holds it sends to the pool, or has it for itself
 
     async def start(self) -> None:
         """Make the pool and have one process of it ready."""
-        pool = await self._fresh()
+        try:
+            pool = await self._fresh()
+        except QnbError:
+            raise
+        except Exception as error:
+            raise QnbError(f"executor {self._factory!r} gave no pool: {_said(error)}") from error
         try:
             async with asyncio.timeout(START):
                 await asyncio.wrap_future(pool.submit(run_there, self._config, b""))
@@ -75,7 +89,7 @@ class FuturesExecutor:
 
     async def _fresh(self) -> Pool:
         factory = _imported(self._factory) if isinstance(self._factory, str) else self._factory
-        pool = await asyncio.to_thread(factory)
+        pool = await in_thread(factory)
         if not isinstance(pool, Pool):
             raise InvalidOption(
                 f"the executor factory {self._factory!r} gave {pool!r}: expected a "
@@ -93,9 +107,12 @@ class FuturesExecutor:
     def stops(self, spec: JobSpec) -> bool:
         return False
 
-    async def run(self, attempt: Attempt, tell: Tell) -> Outcome:
+    async def run(
+        self, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
+    ) -> Outcome:
+        message = [self._skew(), attempt_to(attempt)]
         outcome, text, report = msgpack.unpackb(
-            await self._submit(run_there, [self._skew(), attempt_to(attempt)])
+            await self._submit(attempt.spec.task_id, run_there, message, begun)
         )
         if text:
             tell(text)
@@ -109,58 +126,114 @@ class FuturesExecutor:
         told = [self._skew(), attempt_to(attempt, code=False), error, message, will_retry]
         try:
             async with asyncio.timeout(HOOKS):
-                await self._submit(hooks_there, told)
-        except (TimeoutError, SlotDied):
+                await self._submit(attempt.spec.task_id, hooks_there, told, nothing)
+        except (TimeoutError, SlotDied, SlotLost):
             return
 
     def _skew(self) -> int:
         """What this machine's clock lacks to the server's; the pool's machines keep its time."""
         return self._clock.now_ms() - now_ms()
 
-    async def _submit(self, run: Callable[[bytes, bytes], bytes], message: list[Any]) -> bytes:
-        pool = self._pool or await self._fresh()
-        try:
-            future = pool.submit(run, self._config, msgpack.packb(message))
-        except RuntimeError as error:  # broken, or shut down by somebody
-            self._broken(pool)
-            raise SlotDied(f"the pool takes no more work: {_said(error)}") from None
-        loop = asyncio.get_running_loop()
+    async def _submit(
+        self,
+        task_id: str,
+        run: Callable[[bytes, bytes], bytes],
+        message: list[Any],
+        begun: Callable[[], None],
+    ) -> bytes:
         self._running += 1
-        # A body that was given up on keeps its place until it has really ended.
-        future.add_done_callback(lambda _: _safely(loop, self._ended))
+        future: Future[bytes] | None = None
         try:
-            return await asyncio.wrap_future(future)
-        except BrokenExecutor as error:
+            async with self._gate:
+                alone = task_id in self._suspects
+                while alone and self._inside:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+                future = await self._send(task_id, run, msgpack.packb(message))
+                begun()
+                if alone:
+                    return await self._answer(future, task_id, alone)
+            return await self._answer(future, task_id, alone)
+        finally:
+            if future is None:
+                self._left()
+
+    async def _send(
+        self, task_id: str, run: Callable[[bytes, bytes], bytes], message: bytes
+    ) -> Future[bytes]:
+        pool = self._pool
+        try:
+            pool = pool or await self._fresh()
+            future = pool.submit(run, self._config, message)
+        except Exception as error:  # noqa: BLE001 - broken, shut down by somebody, not to be made
             self._broken(pool)
-            raise SlotDied(f"the pool has lost the process that ran it: {_said(error)}") from None
+            self._failures += 1
+            await asyncio.sleep(backoff(self._failures))
+            raise SlotLost(f"the pool takes no work: {_said(error)}") from None
+        loop = asyncio.get_running_loop()
+        self._inside[future] = task_id
+        # A body that was given up on keeps its place until it has really ended.
+        future.add_done_callback(lambda _: _safely(loop, lambda: self._ended(future, pool)))
+        return future
+
+    async def _answer(self, future: Future[bytes], task_id: str, alone: bool) -> bytes:
+        this = asyncio.current_task()
+        try:
+            answer = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if this is not None and this.cancelling():
+                raise
+            raise SlotLost("the pool has cancelled it") from None
+        except BrokenExecutor as error:
+            said = f"the pool has lost the process that ran it: {_said(error)}"
+            if task_id in self._suspects and not alone:
+                raise SlotLost(f"{said}\nOthers ran in it too; each runs alone next") from None
+            raise SlotDied(said) from None
         except Exception as error:
             raise SlotDied(f"the pool could not run it: {_said(error)}") from error
+        finally:
+            if alone:
+                self._suspects.discard(task_id)
+        self._failures = 0
+        return answer
 
-    def _ended(self) -> None:
+    def _ended(self, future: Future[bytes], pool: Pool) -> None:
+        """A future of ``pool`` is done; runs before whoever awaits it hears of that."""
+        broke = not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
+        if broke and self._pool is pool:  # the first to say so
+            if len(self._inside) > 1:
+                self._suspects.update(self._inside.values())
+            self._broken(pool)
+        del self._inside[future]
+        if not self._inside:
+            self._emptied.set()
+        self._left()
+
+    def _left(self) -> None:
         self._running -= 1
         self.on_room()
 
-    def _broken(self, pool: Pool) -> None:
-        if self._pool is pool:
+    def _broken(self, pool: Pool | None) -> None:
+        if pool is not None and self._pool is pool:
             self._pool = None
             pool.shutdown(wait=False)
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            await asyncio.to_thread(pool.shutdown, wait=False)
+            await in_thread(partial(pool.shutdown, wait=False))
 
 
 def _imported(name: str) -> Callable[[], Any]:
     module, _, attribute = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), attribute)
+        factory = reduce(getattr, attribute.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidOption(
             f"executor {name!r}: {error}. Expected module:factory, a callable without arguments "
             "that gives a concurrent.futures.Executor"
         ) from None
-    return factory  # type: ignore[no-any-return]
+    return factory  # type: ignore[return-value]
 
 
 def _safely(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
@@ -185,6 +258,7 @@ class _There:
         threading.Thread(target=self._loop.run_forever, name="qnb-loop", daemon=True).start()
         self.wait(LifespanRun(registry).start())
         capture.divert(through=True)
+        watch_tqdm()
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         """What ``work`` gives, run on the one loop of this process, where the lifespan is."""

@@ -1,8 +1,8 @@
 """What a worker takes on, and when: claims as long as there is room, a little ahead of short jobs.
 
-A job that is claimed waits here only while the bodies before it are short. If it has to wait longer
-than ``HOLD``, it is handed back to the front of its lane, where an idle worker finds it: a long job
-never waits in a busy worker beside an idle one.
+With ``prefetch="auto"`` a claimed job waits here only while the bodies before it are short. If it
+has to wait longer than ``HOLD``, it is handed back to the front of its lane, where an idle worker
+finds it: a long job never waits in a busy worker beside an idle one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from qnb.clock import backoff
 from qnb.errors import BrokerError
@@ -34,6 +35,9 @@ AHEAD_JOBS = 256
 
 #: seconds that a claimed job may wait here for a slot
 HOLD = 0.1
+
+#: jobs that must wait which others may pass, those that need less room
+BEHIND = 8
 
 #: seconds that a server which is away may keep a worker from leaving
 LEAVE = 3.0
@@ -68,11 +72,11 @@ class Intake:
         self._last: Claimed | None = None  # the job launched last: the next one may be like it
         self._launch: Callable[[Claimed], None] = lambda _: None
         self._changed = asyncio.Event()
-        self._stopped = asyncio.Event()
+        self.stopped = asyncio.Event()
 
     def stop(self) -> None:
         """Claim nothing more."""
-        self._stopped.set()
+        self.stopped.set()
         self._changed.set()
 
     def took(self, milliseconds: int) -> None:
@@ -109,7 +113,7 @@ class Intake:
     async def run(
         self,
         launch: Callable[[Claimed], None],
-        reclaim: Callable[[], Awaitable[list[Claimed]]],
+        reclaim: Callable[[], Coroutine[Any, Any, list[Claimed]]],
     ) -> None:
         """Claim and launch until stopped, or until it is time to leave; then wait for what runs.
 
@@ -118,21 +122,22 @@ class Intake:
         self._launch = launch
         loop = asyncio.get_running_loop()
         idle_since, failures = loop.time(), 0
-        while not self._stopped.is_set():
+        while not self.stopped.is_set():
             try:
-                jobs = await (reclaim() if failures else self._next())
+                jobs = await (self._unless_stopped(reclaim()) if failures else self._next())
                 failures = 0
                 self._take(jobs)
                 if self.held:
                     idle_since = loop.time()
                 elif await self._may_leave(loop.time() - idle_since):
                     break
-                await self._hand_back(HOLD)
+                if self._prefetch == "auto":  # a number says how many may wait here
+                    await self._hand_back(HOLD)
             except BrokerError as error:
                 log.warning("%s", error)
                 if self._linger is not None and loop.time() - idle_since >= self._linger:
                     raise  # nobody has needed this worker, and its server is gone
-                await asyncio.sleep(backoff(failures))
+                await self._unless_stopped(_pause(backoff(failures)))
                 failures += 1
         with contextlib.suppress(BrokerError, TimeoutError):  # else their leases run out
             async with asyncio.timeout(LEAVE):
@@ -156,8 +161,13 @@ class Intake:
 
     def _fill(self) -> None:
         """Launch what there is room for, first come first served."""
+        behind = 0
         for ref, (claimed, _) in tuple(self._waiting.items()):
-            if self._executor.room(claimed.spec) > len(self._entering):
+            if self._executor.room(claimed.spec) <= len(self._entering):
+                behind += 1
+                if behind == BEHIND:
+                    break
+            else:
                 del self._waiting[ref]
                 self._entering.add(ref)
                 self._last = claimed
@@ -195,7 +205,7 @@ class Intake:
 
     async def _wait_for_jobs(self, count: int) -> list[Claimed]:
         claim = asyncio.ensure_future(self._leases.claim(count, int(CLAIM_BLOCK * 1000)))
-        stop = asyncio.ensure_future(self._stopped.wait())
+        stop = asyncio.ensure_future(self.stopped.wait())
         try:
             await asyncio.wait((claim, stop), return_when=asyncio.FIRST_COMPLETED)
             if claim.done():
@@ -208,6 +218,18 @@ class Intake:
                     await claim
                 await self._leases.drop_claim()
         return []
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, list[Claimed]]) -> list[Claimed]:
+        """What ``work`` gives; nothing as soon as this worker is told to stop."""
+        working = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self.stopped.wait())
+        try:
+            await asyncio.wait((working, stop), return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else []
+        finally:
+            working.cancel()
+            stop.cancel()
+            await asyncio.gather(working, stop, return_exceptions=True)
 
     async def _change(self, limit: float | None) -> None:
         self._changed.clear()
@@ -238,3 +260,8 @@ class Intake:
     async def _give_back(self, claimed: Claimed) -> None:
         unused = Outcome(Ending.CRASHED, claimed.starts, 0, 0)  # nothing is lost by it
         await self._leases.give_back(claimed, unused, begun=False)
+
+
+async def _pause(seconds: float) -> list[Claimed]:
+    await asyncio.sleep(seconds)
+    return []

@@ -136,11 +136,11 @@ class SlotConfig:
 
 
 _SPEC = [field.name for field in dataclasses.fields(JobSpec)]
-_spec = attrgetter(*_SPEC[:-1])
+_spec = attrgetter(*_SPEC[:-2])
 _policy = attrgetter(*(field.name for field in dataclasses.fields(Policy)))
 _outcome = attrgetter(*(field.name for field in dataclasses.fields(Outcome)))
 _PLAIN = Policy()
-assert _SPEC[-1] == "policy"
+assert _SPEC[-2:] == ["policy", "bound"]
 
 
 def attempt_to(attempt: Attempt, *, code: bool = True) -> list[Any]:
@@ -148,14 +148,14 @@ def attempt_to(attempt: Attempt, *, code: bool = True) -> list[Any]:
     spec = attempt.spec
     policy = None if spec.policy == _PLAIN else _policy(spec.policy)
     return [
-        _spec(spec), policy, attempt.number, attempt.tries, attempt.call,
-        attempt.code if code else None,
+        _spec(spec), policy, spec.bound, attempt.number, attempt.tries, attempt.call,
+        attempt.code if code else None, attempt.lost,
     ]  # fmt: skip
 
 
 def attempt_of(message: list[Any]) -> Attempt:
-    spec, policy, *rest = message
-    return Attempt(JobSpec(*[*spec, Policy(*policy) if policy else _PLAIN]), *rest)
+    spec, policy, bound, *rest = message
+    return Attempt(JobSpec(*[*spec, Policy(*policy) if policy else _PLAIN, bound]), *rest)
 
 
 def outcome_to(outcome: Outcome) -> list[Any]:

@@ -15,11 +15,11 @@ from qnb.clock import ServerClock
 from qnb.errors import QnbError
 from qnb.models import Ending, Failure, JobSpec, Outcome
 from qnb.running.attempt import Attempt, retry_delay
-from qnb.running.child import Body, Child, SlotDied, SlotLost, Tell
+from qnb.running.child import Body, Child, SlotDied, SlotLost, Suspects, Tell, own_children
 from qnb.running.messages import SlotConfig, State
 from qnb.running.trees import memory_of
 
-__all__ = ["ProcessExecutor"]
+__all__ = ["ProcessExecutor", "nothing"]
 
 log = logging.getLogger("qnb.worker")
 
@@ -48,7 +48,7 @@ THREADS = (
 )  # fmt: skip
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Nobody wants to know."""
 
 
@@ -57,10 +57,12 @@ class ProcessExecutor:
 
     A child runs one body at a time that has it to itself, or up to ``concurrency`` that share it:
     coroutines, and those whose task says ``isolation="thread"`` or ``"loop"``. A child that dies
-    is replaced at once.
+    is replaced at once; who shared it runs alone next. With ``on_demand`` children are started
+    when a body needs one. ``adopts`` tells that all other children of this process are orphans of
+    bodies (:func:`~qnb.running.trees.adopt_orphans`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - how many, and how they live
         self,
         config: SlotConfig,
         clock: ServerClock,
@@ -68,9 +70,13 @@ class ProcessExecutor:
         url: str | None = None,
         *,
         max_memory: int | None = None,
+        on_demand: bool = False,
+        adopts: bool = False,
     ) -> None:
         self.slots = slots
-        self.on_room: Callable[[], None] = _nothing
+        self.on_room: Callable[[], None] = nothing
+        self._on_demand = on_demand
+        self._adopts = adopts
         self._config = dataclasses.replace(
             config, url=url or config.url, max_memory=max_memory or config.max_memory
         )
@@ -84,13 +90,17 @@ class ProcessExecutor:
         self._spares: list[Child] = []  # ready to take the place of worn ones
         self._waiting: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._early = 0  # children in a row that have died before they had done anything
+        self._suspects = Suspects()
+        self._coming = 0  # children on demand that are being started
+        self._early = 0  # children in a row that have died before they were given anything
         self._has_hooks = False  # of the app, as the newest child has said
         self._closing = False
 
     async def start(self) -> None:
         """Have all children ready; an error if one cannot be."""
         self._config.packed()  # what cannot be sent is refused before any is started
+        if self._adopts:
+            own_children()
         started = await asyncio.gather(
             *(self._child() for _ in range(self.slots)), return_exceptions=True
         )
@@ -110,20 +120,27 @@ class ProcessExecutor:
 
     def room(self, spec: JobSpec | None = None) -> int:
         """How many more bodies like ``spec`` could start now; None: bodies that need a child."""
-        if spec is None or _alone(spec):
-            return len(self._idle)
+        # Those who wait here, hooks among them, come before new bodies.
+        idle = max(0, len(self._idle) - len(self._waiting))
+        if spec is None or self._is_alone(spec):
+            return idle
         taken = sum(len(child.bodies) for child in self._sharing)
-        return self._concurrency * (len(self._idle) + len(self._sharing)) - taken
+        return self._concurrency * (idle + len(self._sharing)) - taken
+
+    def _is_alone(self, spec: JobSpec) -> bool:
+        return _alone(spec) or spec.task_id in self._suspects
 
     def stops(self, spec: JobSpec) -> bool:
         """Every body can be stopped here."""
         return True
 
-    async def run(self, attempt: Attempt, tell: Tell) -> Outcome:
+    async def run(
+        self, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
+    ) -> Outcome:
         """Run one attempt to its end. Cancelling it ends the body and all that it has started."""
-        alone = _alone(attempt.spec)
-        while (child := self._take(alone)) is None:
-            await self._wait()
+        alone = self._is_alone(attempt.spec)
+        child = await self._place(alone)
+        begun()
         body = child.begin(attempt, tell, self._clock.now_ms(), alone=alone)
         limit = attempt.spec.policy.max_memory
         watch = self._keep(self._limit(child, body, limit)) if limit else None
@@ -135,6 +152,8 @@ class ProcessExecutor:
         finally:
             if watch is not None:
                 watch.cancel()
+            if alone:
+                self._suspects.discard(attempt.spec.task_id)
         if outcome is None:  # told to stop by nobody here
             raise SlotLost(f"process {child.pid} has given the job up")
         if outcome is body.verdict and outcome.failure is not None:
@@ -152,8 +171,7 @@ class ProcessExecutor:
             return
         with contextlib.suppress(TimeoutError, QnbError):
             async with asyncio.timeout(HOOKS):
-                while (child := self._take(alone=True)) is None:
-                    await self._wait()
+                child = await self._place(alone=True)
                 try:
                     await child.tell_hooks(
                         attempt, error, message, self._clock.now_ms(), again=will_retry
@@ -179,6 +197,19 @@ class ProcessExecutor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- children ------------------------------------------------------------------------------
+
+    async def _place(self, alone: bool) -> Child:
+        """A child for a body, as soon as there is one."""
+        while (child := self._take(alone)) is None:
+            if self._on_demand and len(self._serving) + self._coming < self.slots:
+                self._coming += 1
+                try:
+                    self._serve(await self._child())
+                finally:
+                    self._coming -= 1
+            else:
+                await self._wait()
+        return child
 
     def _take(self, alone: bool) -> Child | None:
         if not alone:
@@ -219,18 +250,22 @@ class ProcessExecutor:
             for body in bodies:
                 body.fail(lost) if body.verdict is None else body.end(body.verdict)
         else:
-            self._early = 0 if child.done else self._early + 1
+            self._early = self._early + 1 if child.is_unused else 0
             log.warning("%s", child.how())
             self._keep(self._tell(child, bodies))
         self._drop(child)
 
     async def _tell(self, child: Child, bodies: list[Body]) -> None:
         """Say that ``child`` has died, when what it left behind is gone too."""
+        several = len(bodies) > 1
+        if several:  # nobody knows whose fault it was: each shows it alone
+            self._suspects.update(body.attempt.spec.task_id for body in bodies)
         try:
-            await child.clear()
+            await child.clear(self._adopts)
         finally:
             for body in bodies:
-                body.fail(SlotDied(child.how()))
+                shared = f"{child.how()}\n{len(bodies)} jobs shared it; each runs alone next"
+                body.fail(SlotLost(shared) if several else SlotDied(child.how()))
 
     def _end(self, child: Child) -> asyncio.Task[None]:
         """Kill a child; another one takes its place at once."""
@@ -247,6 +282,8 @@ class ProcessExecutor:
             self._serving.discard(child)
             if self._spares:
                 self._serve(self._spares.pop())
+            elif self._on_demand:
+                self._changed()
             elif not self._closing:
                 self._keep(self._replace())
 

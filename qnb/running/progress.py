@@ -41,38 +41,55 @@ def report(
             "report() was called outside of a task; call it in a function that a worker runs, or "
             "use qnb.progress(), which runs anywhere"
         )
-    done = _number("done", done)
-    if total is not None:
-        total = _number("total", total)
+    given = {"done": done, **({} if total is None else {"total": total}), **metrics}
+    for name, value in given.items():
+        if _number(value) is None and (name not in metrics or not isinstance(value, str)):
+            raise InvalidOption(f"{name}={value!r}: expected a finite number")
     if message is not None and not isinstance(message, str):
         raise InvalidOption(f"message={message!r}: expected text or None")
-    body.report(Report(done, total, _short(message), _metrics(metrics)))
+    body.report(_sendable(done, total, message, metrics))
 
 
-def _number(name: str, value: Any) -> float:
-    """``value`` as a number that travels."""
-    if hasattr(value, "dtype") and hasattr(value, "item"):  # of numpy
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidOption(f"{name}={value!r}: expected a finite number")
-    return value if abs(value) < _LARGE else float(value)
+def _sendable(
+    done: Any, total: Any, message: Any, metrics: Mapping[Any, Any] | None = None
+) -> Report:
+    """Whatever a body or a bar has said, as a report that travels."""
+    return Report(
+        _number(done) or 0,
+        _number(total),
+        None if message is None else _text(message),
+        {_text(name): _value(value) for name, value in (metrics or {}).items()},
+    )
 
 
-def _metrics(metrics: Mapping[str, Any]) -> dict[str, float | int | str]:
-    told: dict[str, float | int | str] = {}
-    for name, value in metrics.items():
-        told[name] = _text(value) if isinstance(value, str) else _number(name, value)
-    return told
+def _number(value: Any) -> float | None:
+    """``value`` as a number that travels, None if it is none; numpy's are numbers too."""
+    if hasattr(value, "dtype") and hasattr(value, "item"):
+        value = value.item() if getattr(value, "size", 0) == 1 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if type(value) not in (int, float):  # of a subclass, which msgpack refuses
+        value = int(value) if isinstance(value, int) else float(value)
+    try:
+        return value if abs(value) < _LARGE else _finite(float(value))
+    except OverflowError:
+        return None
 
 
-def _short(text: str | None) -> str | None:
-    return None if text is None else _text(text)
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def _text(text: str) -> str:
+def _value(value: Any) -> float | str:
+    number = _number(value)
+    return _text(value) if number is None else number
+
+
+def _text(text: Any) -> str:
     """``text``, not too long, without what UTF-8 cannot carry."""
-    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-    return text.encode("utf-8", "replace").decode()
+    said = str(text)
+    said = said if len(said) <= LONGEST else f"{said[: LONGEST - 1]}…"
+    return said.encode("utf-8", "replace").decode()
 
 
 class Progress(Generic[T]):
@@ -90,13 +107,14 @@ class Progress(Generic[T]):
     ) -> None:
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)
-        if total is not None:
-            total = _number("total", total)
+        # inf is what tqdm takes for "nobody knows"
+        if total is not None and not isinstance(total, float) and _number(total) is None:
+            raise InvalidOption(f"total={total!r}: expected a number")
         self.iterable = iterable
         self.total = total
         self.desc = desc
         self.n: float = _tqdm.get("initial") or 0
-        self._postfix: dict[str, float | int | str] = {}
+        self._postfix: dict[Any, Any] = {}
         self.refresh()
 
     def __iter__(self) -> Iterator[T]:
@@ -155,10 +173,7 @@ class Progress(Generic[T]):
         self, ordered: Mapping[str, Any] | None = None, refresh: bool = True, **values: Any
     ) -> None:
         """Show numbers or short text by name, as metrics of the job."""
-        self._postfix = {
-            name: _number(name, value) if _is_number(value) else _text(str(value))
-            for name, value in {**(ordered or {}), **values}.items()
-        }
+        self._postfix = {**(ordered or {}), **values}
         if refresh:
             self.refresh()
 
@@ -169,7 +184,7 @@ class Progress(Generic[T]):
         """Report the present state."""
         body = running()
         if body is not None:
-            body.report(Report(self.n, self.total, _short(self.desc), dict(self._postfix)))
+            body.report(_sendable(self.n, self.total, self.desc, self._postfix))
 
     def close(self) -> None:
         """Report the last state."""
@@ -191,12 +206,6 @@ class Progress(Generic[T]):
 progress = Progress
 
 
-def _is_number(value: Any) -> bool:
-    if hasattr(value, "dtype") and hasattr(value, "item"):
-        value = value.item() if getattr(value, "size", 0) == 1 else None
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 # --- the user's own tqdm ---------------------------------------------------------------------
 
 
@@ -204,7 +213,7 @@ def watch_tqdm() -> None:
     """From now on ``tqdm`` bars in this process report too, whenever tqdm is or gets imported."""
     if "tqdm.std" in sys.modules:
         _patch(sys.modules["tqdm.std"])
-    else:
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
@@ -246,9 +255,7 @@ def _patch(module: ModuleType) -> None:
         body = running()
         if body is None or getattr(self, "disable", True) or getattr(self, "pos", 0) != 0:
             return
-        total = self.total if _is_number(self.total) else None
-        if _is_number(self.n):
-            body.report(Report(self.n, total, _short((self.desc or "").rstrip(": ")) or None))
+        body.report(_sendable(self.n, self.total, (self.desc or "").rstrip(": ") or None))
 
     def refresh_and_report(self: Any, *args: Any, **kwargs: Any) -> Any:
         reported(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -12,11 +13,13 @@ from typing import Any
 from qnb.errors import QnbError
 from qnb.options import AppOptions
 from qnb.registry import Registry
+from qnb.running.around import free_forks
 from qnb.running.attempt import Runner
 from qnb.running.executors import Executor, InlineExecutor
 from qnb.running.futures import FuturesExecutor
 from qnb.running.messages import SlotConfig
 from qnb.running.processes import ProcessExecutor
+from qnb.running.trees import adopt_orphans, descendants, kill_tree
 from qnb.running.worker import Worker
 from qnb.storage.connection import masked
 from qnb.storage.store import Store
@@ -55,7 +58,9 @@ async def serve(  # noqa: PLR0913 - what a worker process is told
     if factory is not None:
         executor = FuturesExecutor(factory, config, slots)
     else:
-        executor = ProcessExecutor(config, store.clock, slots, url, max_memory=max_memory)
+        executor = ProcessExecutor(
+            config, store.clock, slots, url, max_memory=max_memory, adopts=adopt_orphans()
+        )
     here = environment.describe()
     worker = Worker(
         store,
@@ -75,6 +80,8 @@ async def serve(  # noqa: PLR0913 - what a worker process is told
     try:
         await worker.run()
     except asyncio.CancelledError:
+        if factory is not None:  # its pool waits for what runs
+            await _leave_hard()
         return 1
     except ExceptionGroup as group:
         for error in group.exceptions:
@@ -84,6 +91,14 @@ async def serve(  # noqa: PLR0913 - what a worker process is told
         stopped()
         await store.close()
     return 0
+
+
+async def _leave_hard() -> None:
+    """End this process now, and those of a pool that it has started."""
+    for pid in await asyncio.to_thread(descendants, os.getpid()):
+        await asyncio.to_thread(kill_tree, pid)
+    logging.shutdown()
+    os._exit(1)
 
 
 def _stop_on_signals(worker: Worker) -> Any:
@@ -105,6 +120,7 @@ def _stop_on_signals(worker: Worker) -> Any:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    free_forks()  # those of a pool
     return restore
 
 

@@ -20,6 +20,8 @@ import signal
 import socket
 import sys
 import threading
+import traceback
+import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -33,9 +35,9 @@ from qnb.clock import ServerClock
 from qnb.models import ErrorContext, Report
 from qnb.registry import Registry, serving
 from qnb.running import capture
-from qnb.running.around import LifespanRun, fire
+from qnb.running.around import LifespanRun, fire, free_forks
 from qnb.running.attempt import Attempt, Ended, Runner, context_of, found, task_of
-from qnb.running.context import Reporter, Running, running_as
+from qnb.running.context import Reporter, Running, running, running_as
 from qnb.running.measure import resident
 from qnb.running.messages import (
     Said,
@@ -55,7 +57,7 @@ __all__ = ["Slot", "SlotConfig", "served"]
 #: seconds for the lifespan's cleanup when the supervisor lets this process go
 CLEANUP = 2.0
 
-#: seconds that threads of a body are given to end by themselves
+#: seconds that threads of a body, and tasks that it has left, are given to end by themselves
 THREADS = 0.05
 
 _PR_SET_PDEATHSIG = 1
@@ -91,9 +93,12 @@ class Slot:
         self._clock = ServerClock()
         self._waiting: deque[list[Any]] = deque()  # what needs the process for itself
         self._shared: dict[int, asyncio.Task[None]] = {}
+        self._stopping: set[int] = set()  # of those, who are to end now
         self._threads = ThreadPoolExecutor(1000, thread_name_prefix="qnb-task")
         self._loop.set_default_executor(self._threads)
         self._own: set[int] = set()  # processes that belong to this one, not to a body
+        self._theirs: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()  # tasks of bodies
+        self._loop.set_task_factory(self._task)
         self._open = True
         self._libc = ctypes.CDLL(None)
 
@@ -122,6 +127,7 @@ class Slot:
             self._say(Said.FAILED, f"{type(error).__name__}: {error}")
             raise
         self._own = set(self._children())
+        self._place = _Place()
         self._say(Said.READY, bool(self._registry.error_hooks))
         return True
 
@@ -132,7 +138,8 @@ class Slot:
             self._take(message)
         while self._open:
             if not self._waiting:
-                self._loop.run_forever()
+                with contextlib.suppress(SystemExit, KeyboardInterrupt):  # of a body's own task
+                    self._loop.run_forever()
             while self._waiting:
                 self._alone(self._waiting.popleft())
         self._loop.remove_reader(self._link)
@@ -160,6 +167,7 @@ class Slot:
         kind, seq, *_ = message
         if kind == Told.STOP:
             if task := self._shared.get(seq):
+                self._stopping.add(seq)
                 self._loop.call_soon(task.cancel)  # not before its first step: it must answer
         elif kind == Told.HOOKS or message[2]:
             self._waiting.append(message)
@@ -167,7 +175,8 @@ class Slot:
         else:
             self._clock.set(message[3])
             body = self._share(seq, attempt_of(message[4]))
-            self._shared[seq] = self._loop.create_task(body)
+            task = self._shared[seq] = self._loop.create_task(body)
+            task.add_done_callback(_unfinished)
 
     def _say(self, *message: Any) -> None:
         data = msgpack.packb(message)
@@ -190,7 +199,6 @@ class Slot:
         _, seq, _, now, fields = message
         self._clock.set(now)
         attempt = attempt_of(fields)
-        streams = sys.stdout, sys.stderr
         threads = threading.active_count()
         reporter = self._reporter(seq)
         if attempt.spec.is_async:
@@ -202,17 +210,38 @@ class Slot:
             os._exit(0)
         if ended.failure is not None:
             self._on_loop(self._fire(attempt, ended.failure, reporter))
-        sys.stdout, sys.stderr = streams
+        left = self._on_loop(self._end_tasks()) if self._theirs else False
         self._flush()
-        self._say(Said.ENDED, seq, self._state(threads), outcome_to(ended.outcome))
+        state = self._state(threads)
+        self._say(Said.ENDED, seq, State.LEFT if left else state, outcome_to(ended.outcome))
 
     def _on_loop(self, work: Any) -> Any:
         """Run ``work`` on the loop, which reads no messages meanwhile."""
         self._loop.remove_reader(self._link)
+        task = self._loop.create_task(work)
         try:
-            return self._loop.run_until_complete(work)
+            while not task.done():
+                with contextlib.suppress(SystemExit, KeyboardInterrupt):  # of another task
+                    self._loop.run_until_complete(task)
+            return task.result()
         finally:
             self._loop.add_reader(self._link, self._read)
+
+    def _task(self, loop: asyncio.AbstractEventLoop, work: Any, **how: Any) -> asyncio.Task[Any]:
+        """A task; those that bodies make are known, to be ended with them."""
+        task = asyncio.Task(work, loop=loop, **how)
+        if running() is not None:
+            self._theirs.add(task)
+        return task
+
+    async def _end_tasks(self) -> bool:
+        """End the tasks that bodies have left on the loop; True if some go on."""
+        left = {task for task in self._theirs if not task.done()}
+        if left:
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=THREADS)
+        return bool(left)
 
     async def _share(self, seq: int, attempt: Attempt) -> None:
         """Run a body beside others."""
@@ -221,7 +250,7 @@ class Slot:
         ended: Ended | None = None
         with capture.capturing(feed):
             try:
-                ended = await self._beside(attempt, reporter)
+                ended = await self._beside(seq, attempt, reporter)
                 if ended.failure is not None:
                     await self._fire(attempt, ended.failure, reporter)
             except asyncio.CancelledError:
@@ -230,18 +259,21 @@ class Slot:
             os._exit(0)
         feed.close()
         del self._shared[seq]
+        self._stopping.discard(seq)
         state = State.FINE
         if not self._shared:
+            left = await self._end_tasks()
             self._flush()
-            state = self._state(None)
+            state = State.LEFT if left else self._state(None)
         if ended is None:
             self._say(Said.STOPPED, seq, state)
         else:
             self._say(Said.ENDED, seq, state, outcome_to(ended.outcome))
 
-    async def _beside(self, attempt: Attempt, reporter: Reporter) -> Ended:
+    async def _beside(self, seq: int, attempt: Attempt, reporter: Reporter) -> Ended:
         if attempt.spec.is_async or attempt.spec.policy.isolation != "thread":
-            return await self._runner.run_async(attempt, reporter)
+            stopped = partial(self._stopping.__contains__, seq)
+            return await self._runner.run_async(attempt, reporter, stopped=stopped)
         work = self._loop.run_in_executor(
             self._threads, copy_context().run, self._runner.run, attempt, reporter
         )
@@ -268,12 +300,14 @@ class Slot:
 
     def _flush(self) -> None:
         """Bring what was printed on its way before the outcome is."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # the body may have closed it
-                stream.flush()
+        for name in ("stdout", "stderr"):
+            with contextlib.suppress(Exception):  # the body may have closed or replaced it
+                getattr(sys, name).flush()
         self._libc.fflush(None)
 
     def _state(self, threads: int | None) -> State:
+        if not self._place.restore():
+            return State.LEFT
         if self._left_processes() or (threads is not None and self._left_threads(threads)):
             return State.LEFT
         return State.WORN if self._limit and resident() > self._limit else State.FINE
@@ -310,6 +344,64 @@ class Slot:
         return left
 
 
+class _Place:
+    """What a body finds, and may have changed: streams, the folder, the umask, timers."""
+
+    def __init__(self) -> None:
+        self._streams = sys.stdout, sys.stderr
+        self._files = [self._file(fd) for fd in (1, 2)]
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._folder: int | None = None
+        with contextlib.suppress(OSError):  # it may not be ours to read
+            self._folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+
+    def restore(self) -> bool:
+        """Put things back for the next body; False if that cannot be."""
+        sys.stdout, sys.stderr = self._streams
+        for number in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(number, 0)
+        _heed_no_signals()
+        os.umask(self._umask)
+        try:
+            if self._folder is not None:
+                os.fchdir(self._folder)
+            # What the body has made of them cannot be undone for all that write there.
+            return not any(stream.closed for stream in self._streams) and self._files == [
+                self._file(fd) for fd in (1, 2)
+            ]
+        except OSError:
+            return False
+
+    @staticmethod
+    def _file(fd: int) -> tuple[int, int]:
+        found = os.fstat(fd)
+        return found.st_dev, found.st_ino
+
+
+def _heed_no_signals() -> None:
+    """The supervisor decides when to stop, also when it gets the same signal as this process.
+
+    A handler that does nothing, for a program that a body starts would inherit that a signal is
+    ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not _nothing:
+            signal.signal(number, _nothing)
+            signal.siginterrupt(number, False)
+
+
+def _nothing(*_: object) -> None:
+    """Not for this process."""
+
+
+def _unfinished(task: asyncio.Task[None]) -> None:
+    """A body whose end cannot be told must not be waited for: the death of its process is seen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        traceback.print_exception(error)
+        os._exit(1)
+
+
 def _bind_to(parent: int) -> None:
     """Die with the supervisor, and be the parent of all orphans of this process's children."""
     if sys.platform == "linux":
@@ -323,7 +415,8 @@ def _bind_to(parent: int) -> None:
 def main(fd: int, parent: int) -> None:
     """Serve the supervisor ``parent`` on the socket ``fd`` until it closes."""
     _bind_to(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides when to stop
+    _heed_no_signals()
+    free_forks()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(  # type: ignore[union-attr]
             encoding="utf-8", errors="backslashreplace", line_buffering=True

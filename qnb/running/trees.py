@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
-__all__ = ["MARK", "descendants", "kill_marked", "kill_tree", "memory_of"]
+__all__ = [
+    "MARK", "adopt_orphans", "children", "descendants", "end_orphans", "kill_marked",
+    "kill_tree", "memory_of",
+]  # fmt: skip
 
 #: the environment variable that tells which slot a process was started under
 MARK = "QNB_SLOT"
@@ -23,14 +29,15 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     todo = [pid]
     while todo:
-        for child in _children(todo.pop()):
+        for child in children(todo.pop()):
             if child not in found:
                 found.append(child)
                 todo.append(child)
     return [pid for pid in found if _lives(pid)]
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes whose parent is ``pid``."""
     tasks = Path(f"/proc/{pid}/task")
     try:
         threads = [tasks / name / "children" for name in os.listdir(tasks)]  # noqa: PTH208 - 3 times as fast
@@ -86,6 +93,24 @@ def kill_marked(mark: str) -> None:
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.environ().get(MARK) == mark:
                 process.kill()
+
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> bool:
+    """Make this process the parent of all orphans below it; False where that is not known."""
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1) == 0  # type: ignore[no-any-return]
+
+
+def end_orphans(pids: Iterable[int]) -> None:
+    """Kill children of this process that nobody else waits for, with all below them."""
+    for pid in pids:
+        kill_tree(pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _each(pids: list[int], act: str) -> None:

@@ -23,13 +23,13 @@ from qnb.clock import backoff, jittered
 from qnb.errors import BrokerError
 from qnb.models import Ending, Failure, JobSpec, Outcome
 from qnb.registry import Registry
-from qnb.running.attempt import Attempt, retry_delay
+from qnb.running.attempt import Attempt, lost_outcome, retry_delay
 from qnb.running.executors import Executor, SlotDied, SlotLost
 from qnb.running.intake import LEAVE, Intake
 from qnb.running.newsroom import Newsroom
 from qnb.running.timers import Timers
 from qnb.storage.leases import Leases
-from qnb.storage.records import MAX_LOST_STARTS, Claimed, Finished
+from qnb.storage.records import Claimed, Finished
 from qnb.storage.scripts import UNFINISHED_TTL_MS
 from qnb.storage.store import Store, aborted, expired
 from qnb.wire.codec import Codec
@@ -40,7 +40,6 @@ log = logging.getLogger("qnb.worker")
 
 #: shipped functions kept as bytes, to hand to executors
 KEPT_CODE = 64
-
 
 #: seconds after which a lingering worker believes that its server will not come back
 GIVE_UP = 600.0
@@ -97,24 +96,23 @@ class Worker:
     async def run(self) -> None:
         """Serve until stopped."""
         try:
-            await self._store.open()
-            await self._leases.join()
-            await self._executor.start()
+            if not await self._ready():
+                return
             self._started = self._clock.now_ms()
             await self._describe()
             await self._heartbeat()
             async with asyncio.TaskGroup() as group:
-                loops = [
-                    group.create_task(self._every(self._lease / 3, self._renew), name="qnb-renew"),
-                    group.create_task(
-                        self._every(self._lease / 3, self._recover), name="qnb-recover"
-                    ),
-                    group.create_task(self._every(60, self._leases.sweep_index), name="qnb-sweep"),
-                    group.create_task(self._every(3600, self._tidy), name="qnb-tidy"),
-                    group.create_task(self._timers.run(), name="qnb-timers"),
-                    group.create_task(self._news.run(), name="qnb-news"),
-                    group.create_task(self._obey(), name="qnb-control"),
-                ]
+                work = {
+                    "renew": self._every(self._lease / 3, self._renew),
+                    "recover": self._every(self._lease / 3, self._recover),
+                    "sweep": self._every(60, self._leases.sweep_index),
+                    "tidy": self._every(3600, self._tidy),
+                    "timers": self._timers.run(),
+                    "news": self._news.run(),
+                    "control": self._obey(),
+                    "leaving": self._say_leaving(),
+                }
+                loops = [group.create_task(each, name=f"qnb-{name}") for name, each in work.items()]
                 await self._intake.run(partial(self._launch, group), self._reclaim)
                 for loop in loops:
                     loop.cancel()
@@ -127,6 +125,28 @@ class Worker:
                     await self._release(await self._leases.unseen(()), begun=self._begun)
                     await self._leases.leave(self.id)
             await self._leases.drop_claim()
+
+    async def _ready(self) -> bool:
+        """Get ready to serve; False if told to stop before that was done."""
+        await self._store.open()
+        await self._leases.join()
+        starting = asyncio.ensure_future(self._executor.start())
+        stopped = asyncio.ensure_future(self._intake.stopped.wait())
+        try:
+            await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+            return starting.done()
+        finally:
+            for task in (starting, stopped):
+                task.cancel()
+            await asyncio.gather(starting, stopped, return_exceptions=True)
+
+    async def _say_leaving(self) -> None:
+        """Tell at once that this worker takes no more."""
+        await self._intake.stopped.wait()
+        with contextlib.suppress(BrokerError):  # the next renewal says so too
+            await self._heartbeat()
 
     @property
     def _lease(self) -> float:
@@ -201,10 +221,8 @@ class Worker:
                 claimed.lost,
             )  # fmt: skip
             start = self._clock.now_ms()
-            self._begun.add(claimed.ref)
             self._running.add(claimed.ref)
-            self._marks.put((claimed, start)).add_done_callback(_retrieved)
-            return await self._run(claimed, attempt, start)
+            return await self._run(claimed, attempt)
         except SlotDied as death:
             log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, death)
             await self._crashed(claimed, str(death), start)
@@ -220,21 +238,29 @@ class Worker:
                 raise
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            return self._aborted(claimed, start, "while it ran")
+            return self._aborted(claimed, start, "while it ran", self._runs_on(spec))
         finally:
             self._intake.entered(claimed)
             self._running.discard(claimed.ref)
 
-    async def _run(self, claimed: Claimed, attempt: Attempt, start: int) -> Outcome:
-        hear = partial(self._news.hear, claimed)
+    async def _run(self, claimed: Claimed, attempt: Attempt) -> Outcome:
+        hear, limit = partial(self._news.hear, claimed), claimed.spec.policy.timeout_ms
+        loop, start, watch = asyncio.get_running_loop(), 0, asyncio.timeout(None)
+
+        def begun() -> None:  # what it has waited for a place to run in does not count
+            nonlocal start
+            start = self._clock.now_ms()
+            self._begun.add(claimed.ref)
+            self._marks.put((claimed, start)).add_done_callback(_retrieved)
+            if limit is not None:
+                watch.reschedule(loop.time() + limit / 1000)
+
         self._intake.entered(claimed)
-        limit = claimed.spec.policy.timeout_ms
         if limit is None:
-            return await self._executor.run(attempt, hear)
-        watch = asyncio.timeout(limit / 1000)
+            return await self._executor.run(attempt, hear, begun)
         try:
             async with watch:
-                return await self._executor.run(attempt, hear)
+                return await self._executor.run(attempt, hear, begun)
         except TimeoutError:
             if not watch.expired():
                 raise
@@ -243,8 +269,7 @@ class Worker:
     async def _overtime(self, attempt: Attempt, start: int, limit: int) -> Outcome:
         spec, delay = attempt.spec, retry_delay(attempt.spec.policy, attempt.failures)
         message = f"job {spec.task_id!r} ran longer than its timeout of {limit / 1000:g} s"
-        if not self._executor.stops(spec):
-            message += "; its thread cannot be stopped and runs on"
+        message += self._runs_on(spec)
         await self._executor.report_failure(
             attempt, "TimeoutError", message, will_retry=delay is not None
         )
@@ -269,12 +294,16 @@ class Worker:
                 attempt, "WorkerCrashed", lost.failure.message, will_retry=False
             )
 
-    def _aborted(self, claimed: Claimed, start: int, when: str) -> Outcome:
-        how = f"aborted {when} by {self._asked.get(claimed.ref, 'its client')}"
-        if not self._executor.stops(claimed.spec):
-            how += "; its thread cannot be stopped and runs on"
+    def _aborted(self, claimed: Claimed, start: int, when: str, but: str = "") -> Outcome:
+        how = f"aborted {when} by {self._asked.get(claimed.ref, 'its client')}{but}"
         now = self._clock.now_ms()
         return aborted(claimed.spec.task_id, claimed.starts + 1, now, how, start)
+
+    def _runs_on(self, spec: JobSpec) -> str:
+        if self._executor.stops(spec):
+            return ""
+        here = spec.is_async and spec.policy.isolation != "thread"
+        return f"; its {'coroutine' if here else 'thread'} cannot be stopped and runs on"
 
     def _stale(self, claimed: Claimed) -> None:
         log.warning(
@@ -329,16 +358,27 @@ class Worker:
         """Hear what clients ask of all workers; what was said unheard is found in the store."""
         again = asyncio.Event()
         catching_up = asyncio.ensure_future(self._catch_up(again))
+        failures = 0
         try:
-            async for message in self._store.hear(self._store.keys.control, again.set):
-                if message[:1] == b"w":
-                    self._timers.due_at(float(message[1:]))
-                elif message[:1] == b"a":
-                    task_id = message[1:].decode("utf-8", "replace")
-                    if any(c.spec.task_id == task_id for c in self._intake.held.values()):
-                        again.set()
+            while True:
+                try:
+                    async for message in self._store.hear(self._store.keys.control, again.set):
+                        failures = 0
+                        self._told(message, again)
+                except BrokerError as error:  # it may not listen: renewals ask instead
+                    log.warning("%s", error)
+                    await asyncio.sleep(backoff(failures, most=self._lease))
+                    failures += 1
         finally:
             catching_up.cancel()
+
+    def _told(self, message: bytes, again: asyncio.Event) -> None:
+        """Anybody who may publish can say anything: what is no command is not heard."""
+        kind, said = message[:1], message[1:].decode("utf-8", "replace")
+        if kind == b"w" and said.isdecimal() and len(said) < 20:
+            self._timers.due_at(float(said))
+        elif kind == b"a" and any(c.spec.task_id == said for c in self._intake.held.values()):
+            again.set()
 
     async def _catch_up(self, again: asyncio.Event) -> None:
         while True:
@@ -394,6 +434,7 @@ class Worker:
                 "started": self._started,
                 "load": os.getloadavg()[0],
                 "env": self._environment[0] if self._environment else "",
+                "leaving": self._intake.stopped.is_set(),
                 **self._says,
             },
             self._options.lease_ms,
@@ -404,30 +445,13 @@ class Worker:
         for overdue in await self._leases.overdue():
             spec, *_, holder = overdue
             reason = f"worker {holder.rpartition('~')[0]} fell silent"
-            lost = _lost_outcome(spec, self._clock.now_ms(), reason)
+            lost = lost_outcome(spec, self._clock.now_ms(), reason)
             if await self._leases.recover(overdue, lost):
                 log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, reason)
 
 
 def _lost(claimed: Claimed, now: int, reason: str, start: int | None = None) -> Outcome:
-    return _lost_outcome(claimed.spec, now, reason, claimed.starts + 1, start)
-
-
-def _lost_outcome(
-    spec: JobSpec, now: int, reason: str, tries: int = MAX_LOST_STARTS, start: int | None = None
-) -> Outcome:
-    """How a job ends that has lost its worker too often."""
-    message = (
-        f"job {spec.task_id!r} of task {spec.fn_name!r} lost its worker {MAX_LOST_STARTS} times: "
-        f"{reason}"
-    )
-    return Outcome(
-        ending=Ending.CRASHED,
-        tries=tries,
-        start=now if start is None else start,
-        finish=now,
-        failure=Failure("WorkerCrashed", message, f"WorkerCrashed({message!r})"),
-    )
+    return lost_outcome(claimed.spec, now, reason, claimed.starts + 1, start)
 
 
 def _retrieved(future: asyncio.Future[None]) -> None:

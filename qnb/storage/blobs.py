@@ -6,6 +6,8 @@ too: whoever can write to the store can lose a blob, but not change one.
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import os
 import secrets
 import time
@@ -18,13 +20,12 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from qnb.clock import now_ms
-from qnb.errors import BrokerError, EncodingError, SignatureError
+from qnb.errors import BrokerError, EncodingError, SignatureError, StoreFull
 
-__all__ = ["Blobs", "blobs_of"]
+__all__ = ["Blobs", "blobs_of", "is_loopback"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FRESH = 24 * 3600  #: seconds for which a blob of a remote store is not written again
 
 
@@ -46,7 +47,15 @@ def blobs_of(queue: str, store: str | None, server: str | None) -> Blobs | None:
 def _is_here(server: str | None) -> bool:
     """Whether the server at this URL serves this host only; None is the embedded one."""
     url = urlsplit(server or os.environ.get("QNB_REDIS_URL") or "unix:")
-    return url.scheme == "unix" or url.hostname in _LOOPBACK
+    return url.scheme == "unix" or is_loopback(url.hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server of that name is on this host, by the name alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _data_folder() -> Path:
@@ -72,24 +81,34 @@ class Blobs(ABC):
 
         ``what`` names in errors the value that they are part of.
         """
-        data = self._read(digest.hex(), size)
-        if data is None:
-            raise EncodingError(
-                f"{what} cannot be rebuilt: its blob {digest.hex()[:16]}… of {size:,} bytes is not "
-                f"in {self!r}. It has been swept, or was stored on another machine: give clients "
-                "and workers a store that all of them reach, App(blob_store='s3://bucket/folder') "
-                "or a shared folder, and submit the job again"
-            )
-        if blake2b(data, digest_size=32).digest() != digest:
-            raise SignatureError(
-                f"{what} was refused unread: blob {digest.hex()[:16]}… in {self!r} is not what its "
-                "digest names. Somebody has changed it: delete it and submit the job again"
-            )
-        return data
+        name = digest.hex()
+        while True:
+            data = self._read(name, size)
+            if data is None:
+                raise EncodingError(
+                    f"{what} cannot be rebuilt: its blob {name[:16]}… of {size:,} bytes is not in "
+                    f"{self!r}. It has been swept, or was stored on another machine: give clients "
+                    "and workers a store that all of them reach, "
+                    "App(blob_store='s3://bucket/folder') or a shared folder, and submit the job "
+                    "again"
+                )
+            if blake2b(data, digest_size=32).digest() == digest:
+                return data
+            # One of another length may be half written; it is replaced when it is stored again.
+            if len(data) != size or not self._drop(name):
+                break
+        raise SignatureError(
+            f"{what} was refused unread: blob {name[:16]}… in {self!r} is not what its digest "
+            "names: it was damaged or changed, and has been given up; submit the job again"
+        )
 
     @abstractmethod
     def sweep(self, older_than_s: float) -> int:
         """Delete what nobody has stored for so long, and say how many blobs that were."""
+
+    @abstractmethod
+    def _drop(self, name: str) -> bool:
+        """Delete what is damaged; true if there was a copy of it, and the original may be sound."""
 
     @abstractmethod
     def _read(self, name: str, size: int) -> bytearray | None:
@@ -125,7 +144,7 @@ class _Folder(Blobs):
         except FileNotFoundError:  # swept this very moment
             self._write(file, parts)
         except OSError as error:
-            raise _failed(self, "written to", error.strerror or str(error)) from None
+            raise _failed(self, "written to", error.strerror or str(error), error) from None
         return digest
 
     def _write(self, file: Path, parts: Sequence[Buffer]) -> None:
@@ -145,6 +164,15 @@ class _Folder(Blobs):
             draft.replace(file)
         finally:
             draft.unlink(missing_ok=True)
+
+    def has(self, name: str) -> bool:
+        """Whether something is stored under ``name``."""
+        return _length(self._folder / name) is not None
+
+    def _drop(self, name: str) -> bool:
+        with suppress(OSError):  # it may be another user's, and is refused each time then
+            (self._folder / name).unlink()
+        return False
 
     def _read(self, name: str, size: int) -> bytearray | None:
         try:
@@ -194,7 +222,7 @@ class _Remote(Blobs):
 
     __slots__ = ("_fresh", "_near", "_opened", "_url")
 
-    def __init__(self, url: str, near: Blobs) -> None:
+    def __init__(self, url: str, near: _Folder) -> None:
         self._url = url
         self._near = near
         self._opened: tuple[Any, str] | None = None
@@ -225,7 +253,9 @@ class _Remote(Blobs):
                 if not self._is_fresh(fs, f"{folder}/{name}", sum(map(len, parts))):
                     self._write(fs, folder, name, parts)
             except Exception as error:  # noqa: BLE001 - each store has its own
-                raise _failed(self, "written to", f"{type(error).__name__}: {error}") from None
+                raise _failed(
+                    self, "written to", f"{type(error).__name__}: {error}", error
+                ) from None
             self._fresh[name] = now + _FRESH / 2
         return digest
 
@@ -256,6 +286,16 @@ class _Remote(Blobs):
                 self._near.put([data])
         return data
 
+    def _drop(self, name: str) -> bool:
+        if self._near.has(name):
+            self._near._drop(name)
+            return True
+        self._fresh.pop(name, None)
+        fs, folder = self._open()
+        with suppress(Exception):  # it may not be ours to delete, and is refused each time then
+            fs.rm_file(f"{folder}/{name}")
+        return False
+
     def _fetch(self, name: str, size: int) -> bytearray | None:
         fs, folder = self._open()
         try:
@@ -285,7 +325,12 @@ class _Remote(Blobs):
         return swept
 
 
-def _failed(store: Blobs, what: str, why: str) -> BrokerError:
+def _failed(store: Blobs, what: str, why: str, error: BaseException | None = None) -> BrokerError:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(
+            f"{store!r} could not be {what}: {why}. Make room there, or give App(blob_store=...) a "
+            "place that has some"
+        )
     return BrokerError(
         f"{store!r} could not be {what}: {why}. Check App(blob_store=...) and what it needs "
         "(a writable folder; an fsspec driver and credentials)"

@@ -1,21 +1,25 @@
 """The link to one server, for one event loop: reach it, make sure it is safe, wait for it.
 
 A server that goes away is waited for: a command is sent again on a new connection for ``PATIENCE``
-seconds, then :class:`BrokerError`. Every script may be sent twice without harm.
+seconds, then :class:`BrokerError`; the embedded one is started again meanwhile. A server that
+answers and does not let us in is :class:`Refused` at once. Every script may be sent twice without
+harm.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from qnb.clock import ServerClock, backoff
-from qnb.errors import BrokerError, InvalidOption, StoreFull, UnsafeStore
+from qnb.errors import BrokerError, InvalidOption, ServerError, StoreFull, UnsafeStore
+from qnb.storage import server
+from qnb.storage.blobs import is_loopback
 from qnb.storage.keys import KeySpace
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
     from qnb.storage.scripts import Scripts
 
-__all__ = ["Connection", "cancellable", "check_url", "masked"]
+__all__ = ["Connection", "Refused", "cancellable", "check_url", "masked"]
 
 #: seconds for which a command waits for a server that was there before
 PATIENCE = 10.0
@@ -37,52 +41,50 @@ _AS_SENT = ("XREADGROUP", "XPENDING", "XRANGE", "XCLAIM")
 T = TypeVar("T")
 
 
+class Refused(BrokerError):
+    """The server answers, and does not let this user do what a queue needs: waiting is no use."""
+
+
 def masked(url: str) -> str:
-    """``url`` fit for eyes: its password is ``***``.
+    """``url`` fit for eyes: its password is ``***``, wherever it stands and however it is written.
 
     >>> masked("redis://me:secret@host:6379/0")
     'redis://me:***@host:6379/0'
     """
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    start = "//" if "//" in url else "^"
+    shown = re.sub(rf"({start})([\w.-]*:)?.*@", r"\1\2***@", url, flags=re.S)
+    return re.sub(r"(password=)[^&]*", r"\1***", shown, flags=re.I)
 
 
 def check_url(url: str, *, insecure: bool = False) -> str:
     """``url``, if a queue may use it: ``redis://``, ``rediss://`` or ``unix://``; else an error."""
     schemes = "redis://host:port/db, rediss://host:port/db (TLS) or unix:///path"
     if not isinstance(url, str):
-        raise InvalidOption(f"redis_url={url!r}: expected a URL such as {schemes}")
+        raise InvalidOption(
+            f"redis_url is a {type(url).__name__}: expected a URL such as {schemes}"
+        )
+    shown = f"redis_url={masked(url)!r}"
     try:
         parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise InvalidOption(f"redis_url={url!r}: {error}; expected {schemes}") from None
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise InvalidOption(f"redis_url={masked(url)!r}: expected {schemes}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # its own words may hold a part of the password
+        host, port, parts = None, None, urlsplit("redis:")
     if parts.scheme == "unix":
         if not parts.path:
-            raise InvalidOption(
-                f"redis_url={masked(url)!r}: names no socket; expected unix:///path"
-            )
-    elif not parts.hostname:
-        raise InvalidOption(f"redis_url={masked(url)!r}: names no host; expected {schemes}")
-    elif parts.scheme == "redis" and not insecure and not _is_local(parts.hostname):
+            raise InvalidOption(f"{shown}: names no socket; expected unix:///path")
+        return url
+    if parts.scheme not in ("redis", "rediss"):
+        raise InvalidOption(f"{shown}: expected {schemes}")
+    if not host or "@" in parts.path + parts.fragment:
         raise InvalidOption(
-            f"redis_url={masked(url)!r}: host {parts.hostname!r} is another machine and the "
-            "connection is not encrypted. Use rediss://, or App(..., insecure=True) on a network "
-            f"you trust{'' if port else ' (and name the port)'}"
+            f"{shown}: names no host; expected {schemes}, the port a number, and in a password "
+            "'%2F' for '/', '%23' for '#', '%3F' for '?', '%40' for '@' and '%5B' for '['"
+        )
+    if parts.scheme == "redis" and not insecure and not is_loopback(host):
+        raise InvalidOption(
+            f"{shown}: host {host!r} is another machine and the connection is not encrypted. Use "
+            f"rediss://, or App(..., insecure=True) on a network you trust"
+            f"{'' if port else ' (and name the port)'}"
         )
     return url
 
@@ -113,6 +115,8 @@ class Connection:
         self._scripts: Scripts | None = None
         self._opening = asyncio.Lock()
         self._reached = False  # has this server ever answered?
+        self._reviving: asyncio.Task[bool] | None = None
+        self._why_down = ""  # why the embedded server could not be started again
 
     def client(self, *, timeout: float) -> Redis:
         from redis.asyncio import Redis
@@ -154,16 +158,16 @@ class Connection:
             self._reached = True
 
     async def _check(self, client: Redis) -> None:
-        from redis.exceptions import ResponseError
+        from redis.exceptions import NoPermissionError, ResponseError
 
         await self.sync_clock(client)
-        server = await client.info("server")
-        version = str(server.get("redis_version", "0"))
-        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
-            raise BrokerError(
-                f"the server at {masked(self.url)} is Redis {version}; qnb needs Redis ≥ 6.2 or "
-                "Valkey ≥ 7.2"
-            )
+        with contextlib.suppress(NoPermissionError):
+            version = await _version(client)
+            if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (6, 2):
+                raise Refused(
+                    f"the server at {masked(self.url)} is of version {version}; qnb needs Redis ≥ "
+                    "6.2 or Valkey ≥ 7.2"
+                )
         try:
             policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy")
             aof = (await client.config_get("appendonly")).get("appendonly")
@@ -198,7 +202,7 @@ class Connection:
 
     async def run(self, command: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
         """Run ``command``; wait for a server that has gone away, and say what is wrong."""
-        from redis import exceptions as refused
+        from redis.exceptions import RedisError
 
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (PATIENCE if patience is None else patience)
@@ -206,36 +210,77 @@ class Connection:
         while True:
             try:
                 return await cancellable(command())
-            except (refused.ConnectionError, refused.TimeoutError, OSError) as error:
-                if isinstance(error, refused.AuthenticationError | refused.AuthorizationError):
-                    raise BrokerError(
-                        f"the server at {masked(self.url)} refused the login; check user and "
-                        "password in redis_url"
-                    ) from None
-                loading = isinstance(error, refused.BusyLoadingError)
-                if (not self._reached and not loading) or loop.time() >= deadline:
-                    raise BrokerError(
-                        f"no server answers at {masked(self.url)} ({_reason(error)}). Start it, "
-                        "correct redis_url or $QNB_REDIS_URL, or leave both out for the "
-                        "embedded server"
-                    ) from None
-            except refused.OutOfMemoryError:
-                raise StoreFull(
-                    f"the server at {masked(self.url)} has reached its maxmemory and stores "
-                    "nothing more; raise the limit or forget finished work"
-                ) from None
-            except refused.ReadOnlyError:
-                raise BrokerError(
-                    f"the server at {masked(self.url)} is a read-only replica; use its primary"
-                ) from None
-            except refused.NoPermissionError as error:
-                raise BrokerError(
-                    f"the server at {masked(self.url)} does not permit this: {error}"
-                ) from None
-            except refused.ResponseError as error:
-                raise BrokerError(f"the server at {masked(self.url)} says: {error}") from error
+            except (RedisError, OSError) as error:
+                if (refusal := self.refusal(error)) is not None:
+                    raise refusal from None
+                lost = error
+            if loop.time() >= deadline or not (await self.revive() or self._may_come(lost)):
+                raise self._away(lost)
             await asyncio.sleep(backoff(attempt))
             attempt += 1
+
+    def refusal(self, error: Exception) -> BrokerError | None:
+        """What a server's answer means; None if it is away, and worth another try."""
+        from redis import exceptions as said
+
+        at = f"the server at {masked(self.url)}"
+        login = (said.AuthenticationError, said.AuthorizationError)
+        if isinstance(error.__cause__, (*login, said.ResponseError)):  # as it connected
+            error = error.__cause__
+        text = str(error)
+        if isinstance(error, login) and not isinstance(error, said.NoPermissionError):
+            return Refused(f"{at} refused the login; check user and password in redis_url")
+        if isinstance(error, said.ConnectionError | said.TimeoutError | OSError):
+            return None
+        # Servers before 7.0 wrap what a script was told in words of their own.
+        if isinstance(error, said.OutOfMemoryError) or "OOM command" in text:
+            return StoreFull(
+                f"{at} has reached its maxmemory and stores nothing more; raise the limit or "
+                "forget finished work"
+            )
+        if isinstance(error, said.ReadOnlyError) or "READONLY" in text:
+            return Refused(f"{at} is a read-only replica; use its primary")
+        if isinstance(error, said.NoPermissionError):
+            return Refused(
+                f"{at} does not permit this: {text}. Its user needs the keys "
+                f"'~{self._keys.prefix}*' and the channels '&{self._keys.prefix}*'"
+            )
+        return BrokerError(f"{at} says: {text}")
+
+    def _may_come(self, error: Exception) -> bool:
+        from redis.exceptions import BusyLoadingError
+
+        return self._reached or isinstance(error, BusyLoadingError)
+
+    def _away(self, error: Exception) -> BrokerError:
+        where, reason = f"no server answers at {masked(self.url)}", _reason(error)
+        if self._why_down:
+            return BrokerError(
+                f"{where} ({reason}), and it was not started again: {self._why_down}"
+            )
+        return BrokerError(
+            f"{where} ({reason}). Start it, correct redis_url or $QNB_REDIS_URL, or leave both out "
+            "for the embedded server"
+        )
+
+    async def revive(self) -> bool:
+        """Start the server again if it is the embedded one and has died; is it up?
+
+        Whoever asks meanwhile waits for the same start.
+        """
+        if not self.url.startswith("unix:"):
+            return False
+        if self._reviving is None or self._reviving.done():
+            self._reviving = asyncio.create_task(self._start_again(), name="qnb-revive")
+        return await cancellable(asyncio.shield(self._reviving))
+
+    async def _start_again(self) -> bool:
+        self._why_down = ""
+        try:
+            return await asyncio.to_thread(server.revive, self.url)
+        except ServerError as error:
+            self._why_down = str(error)
+            return False
 
     @property
     def redis(self) -> Redis:
@@ -263,6 +308,42 @@ class Connection:
             return await pipe.execute()
 
         return await self.run(send) if sent else []
+
+    async def read(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """As :meth:`pipeline`; None where a key is of another type: it holds nothing of ours."""
+        sent = list(commands)
+
+        async def send() -> list[Any]:
+            pipe = self.redis.pipeline(transaction=False)
+            for command in sent:
+                pipe.execute_command(*command)
+            replies = await pipe.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception) and not _is_foreign(reply):
+                    raise reply
+            return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+        return await self.run(send) if sent else []
+
+
+def _is_foreign(error: Exception) -> bool:
+    return str(error).startswith(("WRONGTYPE", "Operation against a key"))
+
+
+async def _version(client: Redis) -> str:
+    """The server's version; "0" of one that is too old to say hello."""
+    from redis.exceptions import NoPermissionError, ResponseError
+
+    try:
+        said: Any = await client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    except NoPermissionError:
+        raise
+    except ResponseError:
+        return "0"
+    if not isinstance(said, dict):
+        said = dict(zip(said[::2], said[1::2], strict=True))
+    version = next((v for k, v in said.items() if k in (b"version", "version")), "0")
+    return version.decode() if isinstance(version, bytes) else str(version)
 
 
 def _reason(error: BaseException) -> str:

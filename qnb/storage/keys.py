@@ -33,6 +33,7 @@ key                  type   lifetime                     what it holds, who writ
 ``log:<hex>``        list   as its job                   output of the body in pieces, a ring of
                                                          1 MB. report
 ``func:<digest>``    string 30 d from its last submit    a function by value, signed
+                            or its latest due time
 ``env:<digest>``     string 1 d from a worker's start    packages of a worker's environment
 ``worker:<hex>``     string a lease                      what a worker says of itself
 ``cron:<hex>``       string two periods and 10 min       an occurrence that has been enqueued
@@ -47,7 +48,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-__all__ = ["EXPIRING", "GROUP", "STRUCTURAL", "KeySpace", "job_hex"]
+__all__ = ["EXPIRING", "GROUP", "STRUCTURAL", "KeySpace", "is_hex", "job_hex"]
 
 #: the consumer group on every lane
 GROUP = "qnb"
@@ -62,6 +63,11 @@ EXPIRING = ("job", "log", "func", "env", "worker", "cron")
 def job_hex(task_id: str) -> str:
     """The part of a job's key that stands for its id, whatever text that is."""
     return blake2b(task_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def is_hex(member: bytes) -> bool:
+    """Whether a member of an index can be what :func:`job_hex` makes."""
+    return len(member) == 32 and not member.strip(b"0123456789abcdef")
 
 
 class KeySpace:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qnb.errors import BrokerError
 from qnb.models import JobSpec, Outcome, Report
 from qnb.registry import Cron
-from qnb.storage.keys import GROUP
+from qnb.storage.keys import GROUP, is_hex
 from qnb.storage.records import (
     Claimed,
     Finished,
@@ -20,9 +21,10 @@ from qnb.storage.records import (
     pack_outcome,
     pack_report,
     pack_spec,
+    read_int,
     unpack_spec,
 )
-from qnb.storage.store import Store, aborted
+from qnb.storage.store import Store, aborted, skipped
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -36,6 +38,10 @@ DUE = 200
 
 #: leases that are looked at in one go
 PAGE = 100
+
+#: jobs of the index that are looked at in one go, and how often at a time
+INDEX_PAGE = 1000
+INDEX_PAGES = 50
 
 ENVIRONMENT_TTL_MS = 24 * 3600 * 1000
 
@@ -55,6 +61,7 @@ class Leases:
             key(lane) for lane in self._lanes for key in (self._keys.back, self._keys.lane)
         ]
         self._blocking: Redis | None = None
+        self._swept = 0  #: how many jobs at the head of the index were seen to be there
 
     async def join(self) -> None:
         """Make sure that the lanes can be read by workers."""
@@ -120,31 +127,43 @@ class Leases:
         """Read entries; one that nobody could run is taken off its stream and reported."""
         rows: list[tuple[str, bool, JobSpec, dict[bytes, bytes]]] = []
         for stream, entries in found:
-            back = stream.startswith(self._keys.back(""))
             for entry, flat in entries:
                 try:
-                    row = dict(zip(flat[::2], flat[1::2], strict=True))
-                    spec = unpack_spec(row[b"m"])
-                    int(row[b"a"]), int(row[b"n"]), int(row[b"t"])
-                    if stream not in (self._keys.lane(spec.lane), self._keys.back(spec.lane)):
-                        raise ValueError(spec.lane)
-                except Exception:  # noqa: BLE001 - whatever a stranger wrote into the lane
-                    log.error("entry %s of %s is not a job; it is removed", entry.decode(), stream)
-                    await self._server.pipeline(
-                        [("XACK", stream, GROUP, entry), ("XDEL", stream, entry)]
-                    )
+                    back, spec, row = self._read(stream, flat)
+                except Exception as error:  # noqa: BLE001 - whatever a stranger wrote there
+                    await self._remove(stream, entry, error)
                 else:
                     rows.append((entry.decode(), back, spec, row))
         large = [self._keys.job(spec.task_id) for *_, spec, row in rows if b"p" not in row]
-        calls = iter(await self._server.pipeline(("HGET", key, "p") for key in large))
+        calls = iter(await self._server.read(("HGET", key, "p") for key in large))
         return [
             Claimed(
-                spec, entry, back, int(row[b"a"]), int(row[b"n"]), int(row.get(b"c", 0)),
-                int(row[b"t"]), int(row[b"x"]) if b"x" in row else None,
-                row[b"p"] if b"p" in row else next(calls) or b"",
+                spec, entry, back, read_int(row[b"a"]), read_int(row[b"n"]),
+                read_int(row.get(b"c")), read_int(row[b"t"]),
+                read_int(row[b"x"]) if b"x" in row else None,
+                row[b"p"] if b"p" in row else next(calls) or b"", row[b"m"],
             )
             for entry, back, spec, row in rows
         ]  # fmt: skip
+
+    def _read(self, stream: str, flat: Sequence[bytes]) -> tuple[bool, JobSpec, dict[bytes, bytes]]:
+        """An entry of ``stream``: was it handed back, its job, its fields; else an error."""
+        row = dict(zip(flat[::2], flat[1::2], strict=True))
+        spec = unpack_spec(row[b"m"])
+        for field in (b"a", b"n", b"t"):
+            read_int(row[field], most=2**53)  # the scripts count no further
+        read_int(row.get(b"c"))
+        read_int(row.get(b"x"))
+        if stream not in (self._keys.lane(spec.lane), self._keys.back(spec.lane)):
+            raise ValueError(f"it is of lane {spec.lane!r}")
+        return stream == self._keys.back(spec.lane), spec, row
+
+    async def _remove(self, stream: str, entry: bytes, why: Exception) -> None:
+        log.error(
+            "entry %s of %s is not a job (%s: %s); it is removed",
+            entry.decode(), stream, type(why).__name__, why,
+        )  # fmt: skip
+        await self._server.pipeline([("XACK", stream, GROUP, entry), ("XDEL", stream, entry)])
 
     def _stream(self, claimed: Claimed) -> str:
         lane = claimed.spec.lane
@@ -208,10 +227,11 @@ class Leases:
 
     async def asked(self, held: Sequence[Claimed]) -> dict[str, str]:
         """Which of ``held`` are to be aborted, by ref, and by whom."""
-        who = await self._server.pipeline(
+        who = await self._server.read(
             ("HGET", self._keys.job(claimed.spec.task_id), "k") for claimed in held
         )
-        return {c.ref: by.decode() for c, by in zip(held, who, strict=True) if by}
+        asked = zip(held, who, strict=True)
+        return {claimed.ref: by.decode("utf-8", "replace") for claimed, by in asked if by}
 
     # -- giving up -----------------------------------------------------------------------------
 
@@ -275,14 +295,18 @@ class Leases:
         found = []
         for stream in self._streams:
             async for entry, consumer, idle in self._silent(stream, min(100, lease_ms)):
-                holder = consumer.decode()
-                lease = int(holder.rpartition("~")[2] or lease_ms)
+                holder = consumer.decode("utf-8", "replace")
+                said = holder.rpartition("~")[2]
+                lease = int(said) if re.fullmatch(r"[0-9]{1,15}", said) else lease_ms
                 if idle < lease:
                     continue
-                for _, flat in await self._server.call("XRANGE", stream, entry, entry):
-                    row = dict(zip(flat[::2], flat[1::2], strict=True))
-                    back = stream.startswith(self._keys.back(""))
-                    found.append((unpack_spec(row[b"m"]), entry.decode(), back, lease, holder))
+                read = await self._server.call("XRANGE", stream, entry, entry)
+                try:
+                    back, spec, _ = self._read(stream, read[0][1])
+                except Exception as error:  # noqa: BLE001 - whatever a stranger wrote there
+                    await self._remove(stream, entry, error)
+                else:
+                    found.append((spec, entry.decode(), back, lease, holder))
         return found
 
     async def _silent(self, stream: str, idle_ms: int) -> AsyncIterator[tuple[bytes, bytes, int]]:
@@ -331,16 +355,23 @@ class Leases:
         """Move what is due, end what has expired; seconds until the next one, if there is one."""
         until, found = await self._server.run(lambda: self._server.scripts.due(self._lanes, DUE), 0)
         for lane, (due, over) in zip(self._lanes, found, strict=True):
-            if due:
-                hexes = [hex_.decode() for hex_ in due]
+            if hexes := await self._hexes(self._keys.delayed(lane), due):
                 await self._server.run(
                     lambda lane=lane, hexes=hexes: self._server.scripts.promote(lane, hexes)  # type: ignore[misc]
                 )
-            if over:
-                await self.store.expire(lane, [hex_.decode() for hex_ in over])
+            if hexes := await self._hexes(self._keys.expiring(lane), over):
+                await self.store.expire(lane, hexes)
             if len(due) == DUE or len(over) == DUE:
                 until = 0
         return None if until < 0 else until / 1000
+
+    async def _hexes(self, index: str, members: Sequence[bytes]) -> list[str]:
+        """The jobs among the members of an index; anything else is taken off it."""
+        strange = [member for member in members if not is_hex(member)]
+        if strange:
+            skipped(f"{index}: members that are no jobs, such as {strange[0]!r}, are removed")
+            await self._server.call("ZREM", index, *strange)
+        return [member.decode() for member in members if is_hex(member)]
 
     async def run_cron(
         self, cron: Cron, occurrence: int, marker_ttl_ms: int, spec: JobSpec, call: bytes
@@ -381,14 +412,26 @@ class Leases:
         )
 
     async def sweep_index(self) -> int:
-        """Take expired jobs out of the index; how many."""
-        hexes = await self._server.call("ZRANGE", self._keys.jobs, 0, 999)
-        keys = [self._keys.job_of(hex_.decode()) for hex_ in hexes]
-        there = await self._server.pipeline(("EXISTS", key) for key in keys)
-        gone = [h for h, here in zip(hexes, there, strict=True) if not here]
-        if gone:
-            await self._server.call("ZREM", self._keys.jobs, *gone)
-        return len(gone)
+        """Take expired jobs out of the index, going on where this ended last time; how many."""
+        total = 0
+        for _ in range(INDEX_PAGES):
+            start = self._swept
+            found = await self._server.call(
+                "ZRANGE", self._keys.jobs, start, start + INDEX_PAGE - 1
+            )
+            hexes = await self._hexes(self._keys.jobs, found)
+            there = await self._server.pipeline(
+                ("EXISTS", self._keys.job_of(hex_)) for hex_ in hexes
+            )
+            gone = [hex_ for hex_, here in zip(hexes, there, strict=True) if not here]
+            if gone:
+                await self._server.call("ZREM", self._keys.jobs, *gone)
+            total += len(gone)
+            at_end = len(found) < INDEX_PAGE
+            self._swept = 0 if at_end else start + len(hexes) - len(gone)
+            if at_end or not gone:
+                break
+        return total
 
 
 def _numbered(channels: Iterable[str]) -> dict[str, int]:

@@ -1,10 +1,15 @@
-"""How jobs, outcomes and news stand in the store: bytes ↔ models. Values stay signed bytes."""
+"""How jobs, outcomes and news stand in the store: bytes ↔ models. Values stay signed bytes.
+
+Whoever may write to the store can write anything into it. What is read is checked field by field,
+and nonsense is :class:`Unreadable`: it costs that one item, never who reads it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import msgpack
 
@@ -19,6 +24,7 @@ from qnb.models import (
     Policy,
     Report,
 )
+from qnb.options import ISOLATIONS
 
 __all__ = [
     "FIELDS",
@@ -27,18 +33,25 @@ __all__ = [
     "Claimed",
     "Finished",
     "Notice",
+    "Unreadable",
     "pack",
     "pack_end",
     "pack_failure",
     "pack_outcome",
     "pack_report",
     "pack_spec",
+    "read_int",
     "unpack_failure",
     "unpack_notices",
     "unpack_outcome",
     "unpack_record",
     "unpack_spec",
+    "unpack_worker",
+    "unreadable",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: a job that has lost its worker this often is ended
 MAX_LOST_STARTS = 3
@@ -57,6 +70,15 @@ STATES = {
 }
 
 _USUAL = Policy()
+
+_MOST = 2**63 - 1
+_LATEST = 253_402_300_799_999  #: the end of the year 9999, in epoch ms: what a date can show
+
+#: what a worker says of itself, as far as others rely on it
+_SAYS: dict[str, Any] = {
+    "host": "", "env": "",
+    **dict.fromkeys(("pid", "slots", "running", "done", "started", "at"), 0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +113,7 @@ class Claimed:
     enqueue_time: int
     expires_at: int | None
     call: bytes
+    packed: bytes = b""  #: the spec as it stands in the store
 
     @property
     def ref(self) -> str:
@@ -115,6 +138,55 @@ class Notice:
     report: Report | None = None
 
 
+class Unreadable(ValueError):
+    """Bytes in the store that are not what their place says."""
+
+
+def _reading(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Whatever the bytes of a stranger lead to is :class:`Unreadable`."""
+
+    def strict(read: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(read)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return read(*args, **kwargs)
+            except Unreadable:
+                raise
+            except Exception as error:  # noqa: BLE001 - of any kind
+                why = f"{type(error).__name__}: {error}"[:200]
+                raise Unreadable(f"{what} is unreadable ({why})") from None
+
+        return checked
+
+    return strict
+
+
+def _expect(value: Any, kind: type) -> None:
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} in place of {kind.__name__}")
+
+
+def _whole(value: Any, least: int = 0, most: int = _MOST) -> int:
+    _expect(value, int)
+    if not least <= value <= most:
+        raise ValueError(f"{value} is out of range")
+    return cast("int", value)
+
+
+@_reading("a number")
+def read_int(text: bytes | None, most: int = _MOST) -> int:
+    """A number of the store, 0 where there is none."""
+    if not text:
+        return 0
+    if not text.isdigit() or len(text) > 19:
+        raise Unreadable("a number is unreadable")
+    return _whole(int(text), most=most)
+
+
+def _time(text: bytes | None) -> int | None:
+    return read_int(text, _LATEST) if text else None
+
+
 def pack(value: Any) -> bytes:
     return cast("bytes", msgpack.packb(value))
 
@@ -129,17 +201,61 @@ def pack_spec(spec: JobSpec) -> bytes:
     return pack(row)
 
 
+@_reading("a job's spec")
 def unpack_spec(data: bytes) -> JobSpec:
-    row: list[Any] = msgpack.unpackb(data)
-    return JobSpec(*row[:9], *(Policy(*rules) for rules in row[9:]))
+    task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce, *rules = (
+        msgpack.unpackb(data)
+    )
+    for text in (task_id, fn_name, lane, channel, function, nonce, "" if sweep is None else sweep):
+        _expect(text, str)
+    _expect(is_async, bool)
+    if index is not None:
+        _whole(index)
+    policy = _policy(*rules[0]) if rules else _USUAL
+    return JobSpec(task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce, policy)
+
+
+def _policy(
+    max_retries: Any, backoff_ms: Any, timeout_ms: Any, max_memory: Any, isolation: Any
+) -> Policy:
+    _whole(max_retries)
+    _whole(backoff_ms)
+    for limit in (timeout_ms, max_memory):
+        if limit is not None:
+            _whole(limit, least=1)
+    if isolation is not None and isolation not in ISOLATIONS:
+        raise ValueError(f"isolation {isolation!r}")
+    return Policy(max_retries, backoff_ms, timeout_ms, max_memory, isolation)
 
 
 def pack_report(report: Report) -> bytes:
     return pack([report.done, report.total, report.message, dict(report.metrics)])
 
 
+@_reading("a report")
 def _unpack_report(data: bytes) -> Report:
-    return Report(*msgpack.unpackb(data))
+    done, total, message, metrics = msgpack.unpackb(data)
+    for number in (done, 0 if total is None else total):
+        if not isinstance(number, int | float):
+            raise TypeError(f"{type(number).__name__} in place of a number")
+    _expect("" if message is None else message, str)
+    _expect(metrics, dict)
+    for name in metrics:
+        _expect(name, str)
+    return Report(done, total, message, metrics)
+
+
+@_reading("what a worker says of itself")
+def unpack_worker(data: bytes) -> dict[str, Any]:
+    """What a worker says of itself."""
+    says = msgpack.unpackb(data)
+    _expect(says, dict)
+    for word in says:
+        _expect(word, str)
+    says = {**_SAYS, **says}
+    for word, usual in _SAYS.items():
+        _expect(says[word], type(usual))
+    return cast("dict[str, Any]", says)
 
 
 def _failure_row(failure: Failure) -> list[Any]:
@@ -152,6 +268,12 @@ def _failure_row(failure: Failure) -> list[Any]:
 
 def _failure_of(row: list[Any]) -> Failure:
     type_, message, text, traceback, frames, causes = row
+    for word in (type_, message, text, traceback):
+        _expect(word, str)
+    for file, line, function, source in frames:
+        _whole(line, least=-1)
+        for word in (file, function, source):
+            _expect(word, str)
     return Failure(
         type_, message, text, traceback,
         tuple(Frame(*frame) for frame in frames), tuple(map(_failure_of, causes)),
@@ -162,6 +284,7 @@ def pack_failure(failure: Failure) -> bytes:
     return pack(_failure_row(failure))
 
 
+@_reading("a failure")
 def unpack_failure(data: bytes) -> Failure:
     return _failure_of(msgpack.unpackb(data))
 
@@ -177,8 +300,17 @@ def pack_outcome(outcome: Outcome) -> bytes:
     )  # fmt: skip
 
 
+@_reading("an outcome")
 def unpack_outcome(data: bytes, result: bytes = b"") -> Outcome:
     ending, tries, start, finish, worker, nbytes, memory, cpu, failure = msgpack.unpackb(data)
+    _whole(tries)
+    _whole(start, most=_LATEST)
+    _whole(finish, most=_LATEST)
+    _expect(worker, str)
+    _expect(result, bytes)
+    for figure in (nbytes, memory, cpu):
+        if figure is not None:
+            _whole(figure)
     return Outcome(
         ending=Ending(ending),
         tries=tries,
@@ -195,63 +327,71 @@ def unpack_outcome(data: bytes, result: bytes = b"") -> Outcome:
 
 def pack_end(claimed: Claimed, outcome: bytes, result: bytes) -> bytes:
     """The notice of a job's end."""
-    spec = claimed.spec
+    task_id = claimed.spec.task_id
     if len(result) > NOTICE_RESULT:
-        return pack([spec.task_id, "c"])
-    row = [spec.task_id, "c", spec.fn_name, spec.lane, claimed.enqueue_time, outcome, result]
-    return pack(row)
+        return pack([task_id, "c"])
+    return pack([task_id, "c", claimed.packed, claimed.enqueue_time, outcome, result])
 
 
+@_reading("a notice")
 def unpack_notices(data: bytes) -> list[Notice]:
     """The notices of one message: any number of them, one behind the other."""
     unpacker = msgpack.Unpacker(max_buffer_size=0)
     unpacker.feed(data)
-    notices = []
-    for task_id, state, *more in unpacker:
-        if state == "g":
-            report = _unpack_report(more[0])
-            notices.append(Notice(task_id, JobState.RUNNING, report=report))
-            continue
-        record = None
-        if more:
-            fn_name, lane, enqueue_time, packed, result = more
-            outcome = unpack_outcome(packed, result)
-            record = JobRecord(
-                task_id, fn_name, lane, JobState.COMPLETE, enqueue_time, outcome.tries,
-                start=outcome.start, worker=outcome.worker, outcome=outcome,
-            )  # fmt: skip
-        notices.append(Notice(task_id, STATES[state], record))
-    return notices
+    return [_notice(*row) for row in unpacker]
 
 
+def _notice(task_id: Any, state: Any, *more: Any) -> Notice:
+    _expect(task_id, str)
+    if state == "g":
+        return Notice(task_id, JobState.RUNNING, report=_unpack_report(more[0]))
+    record = None
+    if more:
+        sent, enqueue_time, packed, result = more
+        spec, outcome = unpack_spec(sent), unpack_outcome(packed, result)
+        record = JobRecord(
+            task_id, spec.fn_name, spec.lane, JobState.COMPLETE, _whole(enqueue_time, most=_LATEST),
+            outcome.tries, start=outcome.start, worker=outcome.worker, spec=spec, outcome=outcome,
+        )  # fmt: skip
+    return Notice(task_id, STATES[state], record)
+
+
+@_reading("a job's state")
 def unpack_record(fields: Mapping[str, bytes | None]) -> JobRecord:
     spec = unpack_spec(fields["m"] or b"")
-    status = STATES[(fields["s"] or b"q").decode()]
+    status = STATES[(fields["s"] or b"").decode()]
     record = JobRecord(
         task_id=spec.task_id,
         fn_name=spec.fn_name,
         priority=spec.lane,
         status=status,
-        enqueue_time=int(fields["t"] or 0),
-        tries=int(fields["n"] or 0),
+        enqueue_time=_time(fields["t"]) or 0,
+        tries=read_int(fields["n"]),
         sweep=spec.sweep,
         index=spec.index,
-        function=spec.function,
-        is_async=spec.is_async,
+        spec=spec,
         report=_unpack_report(fields["g"]) if fields["g"] else None,
         call=fields.get("p") or b"",
     )
-    if fields["o"]:
-        outcome = unpack_outcome(fields["o"], fields.get("r") or b"")
+    if status is JobState.COMPLETE:
+        outcome = unpack_outcome(fields["o"] or b"", fields.get("r") or b"")
         return replace(
             record, tries=outcome.tries, start=outcome.start, worker=outcome.worker or None,
             outcome=outcome,
         )  # fmt: skip
     return replace(
         record,
-        scheduled_at=int(fields["d"]) if fields["d"] else None,
-        expires_at=int(fields["x"]) if fields["x"] else None,
-        start=int(fields["b"]) if fields["b"] else None,
-        worker=(fields["w"] or b"").decode() or None,
+        scheduled_at=_time(fields["d"]),
+        expires_at=_time(fields["x"]),
+        start=_time(fields["b"]),
+        worker=(fields["w"] or b"").decode("utf-8", "replace") or None,
         failure=unpack_failure(fields["f"]) if fields["f"] else None,
     )
+
+
+def unreadable(task_id: str, why: str) -> JobRecord:
+    """What is shown of a job whose record is nonsense: it is over, and nobody can tell how."""
+    message = f"job {task_id!r} is lost: its record is unreadable: {why}. Submit it again"
+    failure = Failure("JobLost", message, f"JobLost({message!r})")
+    outcome = Outcome(Ending.FAILED, 0, 0, 0, failure=failure)
+    return JobRecord(task_id, "", "", JobState.COMPLETE, 0, outcome=outcome)

@@ -6,7 +6,7 @@ A script is sent by its digest and, where the server does not know it (yet, or a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -54,6 +54,23 @@ class Scripts:
         except NoScriptError:
             return await self._redis.eval(text, len(keys), *keys, *args)
 
+    async def _run_keeping(
+        self, lives: Mapping[str, int], name: str, keys: Sequence[str], args: Sequence[Any]
+    ) -> tuple[Any, list[int]]:
+        """What a script returns, and what ``keep`` does of functions, in one round trip."""
+        runs = [("keep", list(lives), list(lives.values())), (name, keys, args)]
+        pipe = self._redis.pipeline(transaction=False)
+        for script, its_keys, its_args in runs:
+            pipe.execute_command("EVALSHA", _source(script)[1], len(its_keys), *its_keys, *its_args)
+        replies = await pipe.execute(raise_on_error=False)
+        for at, reply in enumerate(replies):
+            if isinstance(reply, NoScriptError):
+                replies[at] = await self._run(*runs[at])
+            elif isinstance(reply, Exception):
+                raise reply
+        kept, done = replies
+        return done, kept
+
     # -- clients -------------------------------------------------------------------------------
 
     async def enqueue(
@@ -61,15 +78,21 @@ class Scripts:
         lanes: Sequence[str],
         jobs: Sequence[str],
         calls: Sequence[tuple[int, str, Bytes, Bytes, str, int | str]],
-    ) -> list[int]:
-        """Store ``calls`` of (lane from 1, job hex, spec, call, due, expiry) under ``jobs``."""
+        lives: Mapping[str, int] | None = None,
+    ) -> tuple[list[int], list[int]]:
+        """Store ``calls`` of (lane from 1, job hex, spec, call, due, expiry) under ``jobs``.
+
+        With it goes what :meth:`keep` does of ``lives``: functions (keys), milliseconds of each.
+        """
         keys = self._keys
         args: list[Any] = [len(lanes), UNFINISHED_TTL_MS, INLINE, keys.control]
         for call in calls:
             args += call
         places = [key(lane) for lane in lanes for key in (keys.lane, keys.delayed, keys.expiring)]
-        reply: list[int] = await self._run("enqueue", [keys.jobs, *places, *jobs], args)
-        return reply
+        places = [keys.jobs, *places, *jobs]
+        if lives:
+            return await self._run_keeping(lives, "enqueue", places, args)
+        return await self._run("enqueue", places, args), []
 
     async def abort(  # noqa: PLR0913 - the script's own arguments, by name
         self, task_id: str, lane: str, outcome: bytes, ttl_ms: int, channel: str, notice: bytes,
@@ -82,10 +105,10 @@ class Scripts:
         reply: int = await self._run("abort", [*places, keys.expiring(lane)], args)
         return reply
 
-    async def rerun(self, task_id: str, lane: str, spec: bytes) -> int:
+    async def rerun(self, task_id: str, lane: str, spec: bytes, call: bytes) -> int:
         """Run a finished job again; its enqueue time, 0 if it is unknown or not finished."""
         keys = [self._keys.jobs, self._keys.job(task_id), self._keys.lane(lane)]
-        reply: int = await self._run("rerun", keys, [spec, UNFINISHED_TTL_MS, INLINE])
+        reply: int = await self._run("rerun", keys, [spec, UNFINISHED_TTL_MS, INLINE, call])
         return reply
 
     async def expire(
@@ -101,6 +124,17 @@ class Scripts:
             "expire", [*places, *(keys.job_of(hex_) for hex_, *_ in ends)], args
         )
         return reply
+
+    async def keep(self, functions: Sequence[str], ttls_ms: Sequence[int]) -> list[int]:
+        """Have ``functions`` (keys) live so long at least; 1 each, 0 where it is not stored."""
+        reply: list[int] = await self._run("keep", functions, ttls_ms)
+        return reply
+
+    async def log(self, task_id: str, enqueue_time: int, since: int) -> tuple[int, bytes]:
+        """Where the kept output of that run begins, and what there is of it from ``since`` on."""
+        keys = [self._keys.job(task_id), self._keys.log(task_id, enqueue_time)]
+        start, text = await self._run("log", keys, [enqueue_time, since])
+        return start, text
 
     async def size(self, lanes: Sequence[str]) -> list[tuple[int, int]]:
         """Of each lane: how many jobs wait in it, and how many are delayed."""

@@ -49,7 +49,7 @@ from qnb.errors import InvalidOption, ServerError
 from qnb.storage import guardian
 from qnb.storage.guardian import GUARDIAN, Link, Refused
 
-__all__ = ["ServerStatus", "ensure", "status", "stop"]
+__all__ = ["ServerStatus", "ensure", "revive", "status", "stop"]
 
 IDLE_SECONDS = 30 * 60.0  #: the server stops when nobody has been connected for so long
 START_SECONDS = 30.0  #: how long `ensure` waits for a server that starts or loads its data
@@ -108,6 +108,19 @@ def ensure(data_dir: Path | None = None) -> str:
         # The guardian of a server just gone may take a moment to follow it.
         home.guard(patience=1 if new else 0)
         return home.url
+
+
+def revive(url: str) -> bool:
+    """Start the server at ``url`` again if it is the one that :func:`ensure` gives; is it up?
+
+    One that was stopped on purpose stays stopped, which is a :class:`ServerError`.
+    """
+    home = _Home.of(None)
+    if url != home.url:
+        return False
+    if home.record().get("stopped"):
+        raise ServerError(f"it was stopped ({home}); start it with 'qnb server start'")
+    return ensure() == url
 
 
 def stop(data_dir: Path | None = None) -> bool:
@@ -291,7 +304,8 @@ class _Home:
                 self.give_up(answer)
             time.sleep(0.005)
         with contextlib.suppress(OSError, Refused), self.link(timeout=2) as link:
-            self.write_record(**{**self.record(), "pid": int(link.info()["process_id"])})
+            record = {**self.record(), "pid": int(link.info()["process_id"]), "stopped": 0}
+            self.write_record(**record)
         return spawned
 
     def spawn(self, alive: int) -> None:
@@ -337,10 +351,12 @@ class _Home:
             raise ServerError(f"{command[0]!r} ended with code {done.returncode}.{self.last_words}")
 
     def stop(self) -> None:
+        self.write_record(**{**self.record(), "stopped": 1})  # so that nobody revives it
         try:
             with self.link(timeout=STOP_SECONDS) as link:
                 link.shut_down()
         except (TimeoutError, Refused) as error:
+            self.write_record(**{**self.record(), "stopped": 0})
             raise ServerError(
                 f"the server of {self} does not stop: {error}. Try again; else end its process "
                 f"with `kill {self.record().get('pid', 'PID')}`, which keeps its data too"

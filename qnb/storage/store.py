@@ -7,38 +7,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-
-import msgpack
 
 from qnb.clock import backoff
 from qnb.models import Ending, Failure, JobRecord, JobSpec, JobState, Outcome
 from qnb.options import AppOptions
-from qnb.storage.connection import Connection, cancellable
-from qnb.storage.keys import KeySpace, job_hex
+from qnb.storage.connection import Connection, Refused, cancellable
+from qnb.storage.keys import KeySpace, is_hex, job_hex
 from qnb.storage.records import (
     FIELDS,
     Call,
     Notice,
+    Unreadable,
     pack,
     pack_outcome,
     pack_spec,
+    read_int,
     unpack_notices,
     unpack_record,
     unpack_spec,
+    unpack_worker,
+    unreadable,
 )
+from qnb.storage.scripts import UNFINISHED_TTL_MS
 
 if TYPE_CHECKING:
     from redis.asyncio.client import PubSub
 
-__all__ = ["Store", "aborted", "expired", "is_due"]
+__all__ = ["Store", "aborted", "expired", "is_due", "skipped"]
+
+log = logging.getLogger("qnb.store")
 
 #: most jobs, and bytes, of one script call
 CHUNK_JOBS = 500
 CHUNK_BYTES = 4 * 1024 * 1024
 
-FUNCTION_TTL_MS = 30 * 24 * 3600 * 1000
+#: the longest delay that a script counts
+EVER_MS = 10**14
 
 
 def _chunks(calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
@@ -73,8 +81,14 @@ class Store:
 
     # -- sending -------------------------------------------------------------------------------
 
-    async def enqueue(self, calls: Sequence[Call]) -> list[int]:
-        """Store ``calls``; the enqueue time of each, 0 where it was there already."""
+    async def enqueue(
+        self, calls: Sequence[Call], missing: Callable[[str], Awaitable[None]] | None = None
+    ) -> list[int]:
+        """Store ``calls``; the enqueue time of each, 0 where it was there already.
+
+        Functions that they bring are kept for as long as their jobs may wait. One that the store
+        does not have is given to ``missing``.
+        """
         stored: list[int] = []
         for chunk in _chunks(calls):
             lanes = list(dict.fromkeys(call.spec.lane for call in chunk))
@@ -88,22 +102,56 @@ class Store:
                 for hex_, call in zip(hexes, chunk, strict=True)
             ]  # fmt: skip
             jobs = [self.keys.job_of(hex_) for hex_ in hexes]
-            reply = await self.server.run(
-                lambda lanes=lanes, jobs=jobs, rows=rows: self.server.scripts.enqueue(  # type: ignore[misc]
-                    lanes, jobs, rows
+            lives = self._lives(chunk) if missing else {}
+            keys = {self.keys.function(digest): ms for digest, ms in lives.items()}
+            enqueued, kept = await self.server.run(
+                lambda lanes=lanes, jobs=jobs, rows=rows, keys=keys: (  # type: ignore[misc]
+                    self.server.scripts.enqueue(lanes, jobs, rows, keys)
                 )
             )
-            stored += reply
+            for digest, there in zip(lives, kept, strict=True):
+                if missing and not there:
+                    await missing(digest)
+            stored += enqueued
         return stored
 
-    async def put_function(self, digest: str, blob: bytes) -> None:
-        """Keep a signed function for the workers, for 30 days from now."""
-        await self.server.call("SET", self.keys.function(digest), blob, "PX", FUNCTION_TTL_MS)
+    def _lives(self, calls: Sequence[Call]) -> dict[str, int]:
+        """How long the functions that ``calls`` bring are needed, by digest."""
+        lives: dict[str, int] = {}
+        for call in calls:
+            if call.code is not None:
+                digest = call.spec.function
+                lives[digest] = max(lives.get(digest, 0), self.function_ttl_ms(call))
+        return lives
+
+    async def put_function(self, digest: str, blob: bytes, ttl_ms: int = 0) -> None:
+        """Keep a signed function for the workers, for 30 days from now, or longer if asked."""
+        lives = max(UNFINISHED_TTL_MS, ttl_ms)
+        await self.server.call("SET", self.keys.function(digest), blob, "PX", lives)
+
+    def function_ttl_ms(self, call: Call) -> int:
+        """How long the function of ``call`` is needed: as long as its job may wait."""
+        wait = max(call.delay_ms, call.schedule_ms - self.clock.now_ms(), 0)
+        return UNFINISHED_TTL_MS + min(wait, EVER_MS)
+
+    async def keep_functions(self, lives: Mapping[str, int]) -> list[str]:
+        """Have functions live so many milliseconds at least; those that are no longer stored."""
+        digests = list(lives)
+        kept = await self.server.run(
+            lambda: self.server.scripts.keep(
+                [self.keys.function(digest) for digest in digests], list(lives.values())
+            )
+        )
+        return [digest for digest, there in zip(digests, kept, strict=True) if not there]
 
     async def function(self, digest: str) -> bytes | None:
         """A signed function that was shipped by value, None if it is gone."""
-        code: bytes | None = await self.server.call("GET", self.keys.function(digest))
-        return code
+        for pause in (0.05, 0.2, 0.5, None):  # where the store had lost it, it is on its way
+            code: bytes | None = await self.server.call("GET", self.keys.function(digest))
+            if code is not None or pause is None:
+                return code
+            await asyncio.sleep(pause)
+        return None
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -120,31 +168,36 @@ class Store:
             )
         )  # fmt: skip
 
-    async def rerun(self, spec: JobSpec) -> int:
-        """Run the finished job ``spec.task_id`` again; its enqueue time, 0 if it cannot be."""
+    async def rerun(self, spec: JobSpec, call: bytes) -> int:
+        """Run a finished job again as ``spec`` and ``call`` say; its enqueue time, or 0."""
         packed = pack_spec(spec)
+        if spec.function and ":" not in spec.function:
+            await self.keep_functions({spec.function: UNFINISHED_TTL_MS})
         return await self.server.run(
-            lambda: self.server.scripts.rerun(spec.task_id, spec.lane, packed)
+            lambda: self.server.scripts.rerun(spec.task_id, spec.lane, packed, call)
         )
 
     async def spec(self, task_id: str) -> JobSpec | None:
-        """What a job is, None if it is unknown."""
+        """What a job is, None if it is unknown or unreadable."""
         packed = await self.server.call("HGET", self.keys.job(task_id), "m")
-        return unpack_spec(packed) if packed else None
+        with contextlib.suppress(Unreadable):
+            return unpack_spec(packed) if packed else None
+        return None
 
     async def expire(self, lane: str, hexes: Sequence[str]) -> int:
         """End those jobs of ``lane`` whose expiry is over and that nobody has started; how many."""
-        rows = await self.server.pipeline(
-            ("HMGET", self.keys.job_of(hex_), "m", "n") for hex_ in hexes
-        )
+        rows = await self.server.read(("HMGET", self.keys.job_of(hex_), "m", "n") for hex_ in hexes)
         now, ends = self.clock.now_ms(), []
-        for hex_, (packed, starts) in zip(hexes, rows, strict=True):
-            if packed is None:  # the record is gone; the script takes it off its index
-                ends.append((hex_, b"", "", b""))
-                continue
-            spec = unpack_spec(packed)
-            outcome = pack_outcome(expired(spec.task_id, int(starts or 0), now))
-            ends.append((hex_, outcome, spec.channel, pack([spec.task_id, "c"])))
+        for hex_, row in zip(hexes, rows, strict=True):
+            packed, starts = row or (None, None)
+            try:
+                spec = unpack_spec(packed or b"")
+                outcome = pack_outcome(expired(spec.task_id, read_int(starts), now))
+                ends.append((hex_, outcome, spec.channel, pack([spec.task_id, "c"])))
+            except Unreadable as error:  # or gone; either way the script takes it off its index
+                if packed:
+                    skipped(f"job {hex_} of lane {lane!r}: {error}; it ends as expired")
+                ends.append((hex_, pack_outcome(expired(hex_, 0, now)), "", b""))
         reply = await self.server.run(
             lambda: self.server.scripts.expire(lane, self.options.result_ttl_ms, ends)
         )
@@ -155,44 +208,66 @@ class Store:
     async def records(
         self, task_ids: Sequence[str], *, call: bool = False, result: bool = False
     ) -> list[JobRecord | None]:
-        """What is known of each job, None where nothing is; with call or result if asked."""
-        return await self._records([self.keys.job(id_) for id_ in task_ids], call, result)
+        """What is known of each job, None where nothing is; with call or result if asked.
+
+        One that is unreadable is shown as failed, its failure of type ``JobLost``.
+        """
+        found = await self._records([self.keys.job(id_) for id_ in task_ids], call, result)
+        return [
+            unreadable(id_, str(record)) if isinstance(record, Unreadable) else record
+            for id_, record in zip(task_ids, found, strict=True)
+        ]
 
     async def _records(
         self, keys: Sequence[str], call: bool, result: bool
-    ) -> list[JobRecord | None]:
+    ) -> list[JobRecord | Unreadable | None]:
         wanted = [*FIELDS, *(["p"] if call else []), *(["r"] if result else [])]
-        records: list[JobRecord | None] = []
+        records: list[JobRecord | Unreadable | None] = []
         for at in range(0, len(keys), CHUNK_JOBS):
             part = keys[at : at + CHUNK_JOBS]
-            rows = await self.server.pipeline(("HMGET", key, *wanted) for key in part)
-            for row in rows:
-                fields = dict(zip(wanted, row, strict=True))
-                records.append(unpack_record(fields) if fields["s"] else None)
+            for row in await self.server.read(("HMGET", key, *wanted) for key in part):
+                fields = dict(zip(wanted, row or [None] * len(wanted), strict=True))
+                try:
+                    records.append(unpack_record(fields) if fields["s"] else None)
+                except Unreadable as error:
+                    records.append(error)
+        return records
+
+    async def ended(self, task_ids: Sequence[str]) -> list[JobRecord | None]:
+        """As :meth:`records`, with the result of those that have ended, and no call."""
+        records = await self.records(task_ids)
+        over = [at for at, record in enumerate(records) if record and record.outcome]
+        if over:
+            whole = await self.records([task_ids[at] for at in over], result=True)
+            for at, record in zip(over, whole, strict=True):
+                records[at] = record
         return records
 
     async def index(self) -> list[str]:
         """The keys of all jobs the queue knows, in order of enqueue time."""
         hexes = await self.server.call("ZRANGE", self.keys.jobs, 0, -1)
-        return [self.keys.job_of(hex_.decode()) for hex_ in hexes]
+        return [self.keys.job_of(hex_.decode()) for hex_ in hexes if is_hex(hex_)]
 
     async def all_records(self, *, call: bool = False, result: bool = False) -> list[JobRecord]:
-        """Every job whose record is still there, in order of enqueue time."""
-        found = await self._records(await self.index(), call, result)
-        return [record for record in found if record is not None]
+        """Every job whose record is there and can be read, in order of enqueue time."""
+        keys = await self.index()
+        readable = []
+        for key, record in zip(keys, await self._records(keys, call, result), strict=True):
+            if isinstance(record, Unreadable):
+                skipped(f"{key}: {record}; it is left out")
+            elif record is not None:
+                readable.append(record)
+        return readable
 
     async def log(self, record: JobRecord, since: int = 0) -> tuple[str, int]:
         """The output of a job's body from byte ``since`` on, and where it ends now."""
-        key = self.keys.log(record.task_id, record.enqueue_time)
-        pieces, dropped = await self.server.pipeline(
-            [("LRANGE", key, 0, -1), ("HGET", self.keys.job(record.task_id), "ld")]
+        start, text = await self.server.run(
+            lambda: self.server.scripts.log(record.task_id, record.enqueue_time, since)
         )
-        text, start = b"".join(pieces), int(dropped or 0)
         note = ""
         if since < start:
             note = f"[{start - since:,} bytes of earlier output were dropped]\n"
-        end = start + len(text)
-        return note + text[max(0, since - start) :].decode(errors="replace"), end
+        return note + text.decode(errors="replace"), max(since, start) + len(text)
 
     async def sizes(self) -> tuple[dict[str, int], int]:
         """How many jobs wait in each lane, lowest first, and how many are delayed."""
@@ -208,9 +283,17 @@ class Store:
 
     async def workers(self) -> dict[str, dict[str, Any]]:
         """What each living worker last said of itself."""
-        ids = [id_.decode() for id_ in await self.server.call("ZRANGE", self.keys.workers, 0, -1)]
-        says = await self.server.pipeline(("GET", self.keys.worker(id_)) for id_ in ids)
-        return {id_: msgpack.unpackb(said) for id_, said in zip(ids, says, strict=True) if said}
+        names = await self.server.call("ZRANGE", self.keys.workers, 0, -1)
+        ids = [name.decode("utf-8", "replace") for name in names]
+        found = {}
+        says = await self.server.read(("GET", self.keys.worker(id_)) for id_ in ids)
+        for id_, said in zip(ids, says, strict=True):
+            if said:
+                try:
+                    found[id_] = unpack_worker(said)
+                except Unreadable as error:
+                    skipped(f"worker {id_!r}: {error}")
+        return found
 
     async def overview(self) -> dict[str, Any]:
         """The queue at a glance: what waits, what runs, and who serves it."""
@@ -220,7 +303,7 @@ class Store:
             "queue": self.options.queue_name,
             "lanes": waiting,
             "delayed": delayed,
-            "running": sum(int(says["running"]) for says in workers.values()),
+            "running": sum(says["running"] for says in workers.values()),
             "workers": workers,
         }
 
@@ -236,11 +319,19 @@ class Store:
     ) -> AsyncIterator[list[Notice]]:
         """News of the jobs of ``client``, for ever; ``subscribed`` is told of each (re)connect."""
         async for data in self.hear(self.keys.channel(client), subscribed):
-            yield unpack_notices(data)
+            try:
+                notices = unpack_notices(data)
+            except Unreadable as error:
+                skipped(f"{self.keys.channel(client)}: {error}")
+            else:
+                yield notices
 
     async def hear(self, channel: str, subscribed: Callable[[], None]) -> AsyncIterator[bytes]:
-        """What is said on ``channel``, for ever; ``subscribed`` is told of each (re)connect."""
-        from redis import exceptions as refused
+        """What is said on ``channel``, for ever; ``subscribed`` is told of each (re)connect.
+
+        A server that does not permit it is :class:`BrokerError`.
+        """
+        from redis.exceptions import RedisError
 
         attempt = 0
         while True:
@@ -257,13 +348,22 @@ class Store:
                         subscribed()
                     elif message["type"] == "message":
                         yield message["data"]
-            except (refused.ConnectionError, refused.TimeoutError, OSError):
+            except (RedisError, OSError) as error:
+                if isinstance(refusal := self.server.refusal(error), Refused):
+                    raise refusal from None
+                await self.server.revive()
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
             finally:
                 with contextlib.suppress(Exception):
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
                     await link.aclose()
+
+
+@lru_cache(256)
+def skipped(what: str) -> None:
+    """Tell, once, of something in the store that cannot be read."""
+    log.warning("%s", what)
 
 
 # -- endings that the store itself gives to jobs that nobody runs ---------------------------------

@@ -1,14 +1,8 @@
-"""Where a sweep's points lie: grids and columns, indexed lazily. Pure: no store, no functions.
+"""Where a sweep's points lie: designs that combine, made when asked for. Pure: no store, no code.
 
-What is given for a parameter is either *many values* or *one for every point*:
-
-- many: any sequence (list, tuple, ``range``, deque), an array or Series, or an iterator such as a
-  generator, which is read to its end here. Numbers of an array reach the function as Python's own
-  (``np.arange(3)`` gives ``int``), so that a point does not depend on how its axis was written;
-  dates of an array, and the rows of one with several dimensions, stay what they are.
-- one: text, bytes, numbers, ``None``, a dict, a function: whatever has no values of its own.
-
-What could be meant either way is refused, and the error says how to write each.
+``a * b`` has every point of ``a`` with every point of ``b``, the last varying fastest; ``a + b``
+has the points of one after those of the other. A design of a billion points takes no more memory
+than the values of its axes.
 """
 
 from __future__ import annotations
@@ -17,52 +11,96 @@ import copy
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from itertools import islice
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from itertools import accumulate
+from numbers import Number
 from typing import Any, Final, Self, TypeAlias, overload
 
 from qnb.errors import InvalidOption
+from qnb.sweeps.axes import Constant, Values, axis, check_names, short, values
 
-__all__ = ["Design", "Point", "grid", "zipped"]
+__all__ = ["ABSENT", "Absent", "Columns", "Design", "Point", "Product", "Sum", "grid", "star",
+           "zip_", "zipped"]  # fmt: skip
 
 Point: TypeAlias = dict[str, Any]
-Values: TypeAlias = Sequence[Any]
 
-_MOST_READ: Final = 1_000_000  # values taken from an iterator, which might never end
 _CHUNK: Final = 1024  # points made at a time when all are gone through
+
+
+class Absent(Enum):
+    """The type of :data:`ABSENT`."""
+
+    ABSENT = "absent"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+#: stands in a column for a parameter that a point does not have, where ``None`` may be a value
+ABSENT: Final = Absent.ABSENT
 
 
 class Design(Sequence[Point]):
     """A sequence of points, each a dict of the parameters by name; made when asked for."""
 
-    __slots__ = ("_size", "names", "positional")
+    __slots__ = ("_size", "labels", "names", "positional", "ragged")
 
     names: tuple[str, ...]  #: the parameters, in the caller's order
     positional: int  #: how many of them, from the first, are passed by position
+    ragged: bool  #: may a point lack some of them?
+    labels: Mapping[str, Values]  #: the index of the frame that gave the points, by level
 
-    def __init__(self, names: Sequence[str], size: int, positional: int = 0) -> None:
+    def __init__(
+        self, names: Iterable[str], size: int, positional: int = 0, *, ragged: bool = False
+    ) -> None:
         self.names = tuple(names)
         self.positional = positional
+        self.ragged = ragged
+        self.labels = {}
         self._size = size
 
     @abstractmethod
     def _column(self, place: int, start: int, stop: int) -> list[Any]:
         """The values of one parameter for the points ``start`` up to ``stop``."""
 
-    def columns(self, start: int = 0, stop: int | None = None) -> dict[str, list[Any]]:
-        """The points from ``start`` up to ``stop``, a column a parameter; clips as a slice."""
+    def columns(
+        self, start: int = 0, stop: int | None = None, *, absent: Any = ABSENT
+    ) -> dict[str, list[Any]]:
+        """The points from ``start`` up to ``stop``, a column a parameter; clips as a slice.
+
+        Where a point lacks a parameter, its column has ``absent``.
+        """
         start, stop, _ = slice(start, stop).indices(self._size)
-        return {name: self._column(at, start, stop) for at, name in enumerate(self.names)}
+        found = {name: self._column(at, start, stop) for at, name in enumerate(self.names)}
+        if self.ragged and absent is not ABSENT:
+            return {n: [absent if v is ABSENT else v for v in found[n]] for n in found}
+        return found
 
     def calls(
         self, start: int = 0, stop: int | None = None
     ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """The points from ``start`` up to ``stop`` as ``(args, kwargs)``."""
         start, stop, _ = slice(start, stop).indices(self._size)
-        columns = [self._column(at, start, stop) for at in range(len(self.names))]
-        rows = zip(*columns, strict=True) if columns else [()] * max(0, stop - start)
-        split, named = self.positional, self.names[self.positional :]
-        return [(row[:split], dict(zip(named, row[split:], strict=True))) for row in rows]
+        rows, names, split = self._rows(start, stop), self.names, self.positional
+        if not split:
+            return [((), point) for point in self._named(rows)]
+        if not self.ragged:
+            return [
+                (row[:split], dict(zip(names[split:], row[split:], strict=True))) for row in rows
+            ]
+        return [
+            (
+                tuple(v for v in row[:split] if v is not ABSENT),
+                {n: v for n, v in zip(names[split:], row[split:], strict=True) if v is not ABSENT},
+            )
+            for row in rows
+        ]
+
+    def preview(self, n: int = 5) -> list[Point]:
+        """The first ``n`` points."""
+        return self[: max(0, n)]
 
     def named(self, *names: str) -> Self:
         """The same points, with these names for the parameters passed by position."""
@@ -76,6 +114,18 @@ class Design(Sequence[Point]):
                 )
         return changed
 
+    def _rows(self, start: int, stop: int) -> Iterable[tuple[Any, ...]]:
+        columns = [self._column(at, start, stop) for at in range(len(self.names))]
+        return zip(*columns, strict=True) if columns else [()] * max(0, stop - start)
+
+    def _named(self, rows: Iterable[tuple[Any, ...]]) -> list[Point]:
+        names = self.names
+        if self.ragged:
+            return [
+                {n: v for n, v in zip(names, row, strict=True) if v is not ABSENT} for row in rows
+            ]
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
     def __len__(self) -> int:
         return self._size
 
@@ -85,49 +135,43 @@ class Design(Sequence[Point]):
     def __getitem__(self, index: slice) -> list[Point]: ...
     def __getitem__(self, index: int | slice) -> Point | list[Point]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._size))]
+            start, stop, step = index.indices(self._size)
+            if step == 1:
+                return self._named(self._rows(start, max(start, stop)))
+            return [self[i] for i in range(start, stop, step)]
         try:
             at = range(self._size)[index]
         except IndexError:
-            raise IndexError(f"point {index} of a design of {self._size}") from None
-        return {name: self._column(p, at, at + 1)[0] for p, name in enumerate(self.names)}
+            raise IndexError(f"point {index} of a design of {self._size:,}") from None
+        return self._named(self._rows(at, at + 1))[0]
 
     def __iter__(self) -> Iterator[Point]:
         for start in range(0, self._size, _CHUNK):
-            stop = min(start + _CHUNK, self._size)
-            columns = [self._column(at, start, stop) for at in range(len(self.names))]
-            for row in zip(*columns, strict=True) if columns else [()] * (stop - start):
-                yield dict(zip(self.names, row, strict=True))
+            yield from self._named(self._rows(start, min(start + _CHUNK, self._size)))
+
+    def __mul__(self, other: Design) -> Design:
+        return Product(_combined(self, other, "*"))
+
+    def __add__(self, other: Design) -> Design:
+        return Sum(_combined(self, other, "+"))
 
     def __repr__(self) -> str:
         plural = "" if self._size == 1 else "s"
-        return f"<{type(self).__name__} of {self._size:,} point{plural}: {', '.join(self.names)}>"
+        return f"<Design of {self._size:,} point{plural}: {', '.join(self.names)}>"
 
 
-class Grid(Design):
-    """Every combination of the axes' values."""
-
-    __slots__ = ("_axes",)
-
-    def __init__(self, axes: dict[str, Values]) -> None:
-        size = math.prod(len(values) for values in axes.values())
-        if size > sys.maxsize:
-            sizes = ", ".join(f"{name} has {len(values):,}" for name, values in axes.items())
+def _combined(first: Design, second: Any, sign: str) -> list[Design]:
+    if not isinstance(second, Design):
+        raise InvalidOption(
+            f"{first!r} {sign} {short(second)}: both sides must be designs. Make one of it with "
+            "qnb.grid(...), qnb.zip(...) or qnb.points([...])"
+        )
+    for part in (first, second):
+        if part.positional:
             raise InvalidOption(
-                f"a grid with more points than a sequence can have ({sizes}): shorten an axis"
+                f"{part!r} passes values by position and cannot be combined: give them names"
             )
-        super().__init__(tuple(axes), size)
-        stride = 1
-        rows: list[tuple[int, Values]] = []
-        for values in reversed(axes.values()):
-            rows.append((stride, values))
-            stride *= len(values)
-        self._axes = rows[::-1]  #: how many points share a value in a row, and the values
-
-    def _column(self, place: int, start: int, stop: int) -> list[Any]:
-        stride, values = self._axes[place]
-        length = len(values)
-        return [values[i // stride % length] for i in range(start, stop)]
+    return [first, second]
 
 
 class Columns(Design):
@@ -136,112 +180,203 @@ class Columns(Design):
     __slots__ = ("_columns",)
 
     def __init__(
-        self, names: Sequence[str], columns: Sequence[Values], size: int, positional: int
+        self,
+        names: Iterable[str],
+        columns: Iterable[Values],
+        size: int,
+        positional: int = 0,
+        *,
+        ragged: bool = False,
     ) -> None:
-        super().__init__(names, size, positional)
-        self._columns = columns
+        super().__init__(names, size, positional, ragged=ragged)
+        self._columns = tuple(columns)
 
     def _column(self, place: int, start: int, stop: int) -> list[Any]:
         values = self._columns[place]
-        if isinstance(values, _Constant):
+        if isinstance(values, Constant):
             return [values[0]] * (stop - start)
         return list(values[start:stop])
 
 
-class _Constant(tuple[Any]):
-    """The one value that every point has."""
+class Product(Design):
+    """Every combination of the factors' points, the last factor's varying fastest."""
 
-    __slots__ = ()
+    __slots__ = ("_places",)
+
+    def __init__(self, factors: Sequence[Design]) -> None:
+        names = [name for factor in factors for name in factor.names]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidOption(
+                    f"{name!r} is a parameter of both factors: a point has one value of it. "
+                    "Leave it out of one of them"
+                )
+        size = math.prod(factor._size for factor in factors)
+        if size > sys.maxsize:
+            told = ", ".join(
+                f"{' and '.join(factor.names)} {'has' if len(factor.names) == 1 else 'have'} "
+                f"{len(factor):,}"
+                for factor in factors
+            )
+            raise InvalidOption(
+                f"a product with more points than a sequence can have ({told}): shorten an axis"
+            )
+        super().__init__(names, size, ragged=any(factor.ragged for factor in factors))
+        strides = [math.prod(f._size for f in factors[at + 1 :]) for at in range(len(factors))]
+        #: of each parameter: its factor, its place in it, and how many points share its value
+        self._places = [
+            (factor, place, stride)
+            for factor, stride in zip(factors, strides, strict=True)
+            for place in range(len(factor.names))
+        ]
+
+    def _column(self, place: int, start: int, stop: int) -> list[Any]:
+        if stop <= start:
+            return []
+        factor, at, stride = self._places[place]
+        first, last = start // stride, (stop - 1) // stride + 1
+        values = _around(factor, at, first, last)
+        if stride == 1:
+            return values
+        column = [values[0]] * (min(stop, (first + 1) * stride) - start)
+        for value in values[1:-1]:
+            column += [value] * stride
+        if len(values) > 1:
+            column += [values[-1]] * (stop - (last - 1) * stride)
+        return column
+
+
+def _around(factor: Design, place: int, first: int, last: int) -> list[Any]:
+    """A parameter's values from ``first`` up to ``last``, as though the points came round again."""
+    size = len(factor)
+    low, count = first % size, last - first
+    if low + count <= size:
+        return factor._column(place, low, low + count)
+    if count < size:
+        return factor._column(place, low, size) + factor._column(place, 0, low + count - size)
+    return (factor._column(place, 0, size) * (count // size + 2))[low : low + count]
+
+
+class Sum(Design):
+    """The points of one design after those of another; a parameter may be absent from some."""
+
+    __slots__ = ("_ends", "_parts")
+
+    _parts: list[Design]
+
+    def __init__(self, given: Iterable[Design]) -> None:
+        parts: list[Design] = []
+        for part in given:
+            parts += part._parts if isinstance(part, Sum) else [part]
+        parts = [part for part in parts if part._size]
+        names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+        self._parts = parts
+        self._ends = list(accumulate(part._size for part in parts))
+        ragged = any(part.ragged or len(part.names) < len(names) for part in parts)
+        super().__init__(names, self._ends[-1] if parts else 0, ragged=ragged)
+
+    def _column(self, place: int, start: int, stop: int) -> list[Any]:
+        name, column = self.names[place], list[Any]()
+        for at in range(bisect_right(self._ends, start), len(self._parts)):
+            part = self._parts[at]
+            before = self._ends[at] - part._size
+            low, high = max(start - before, 0), min(stop - before, part._size)
+            if low >= high:
+                break
+            if name in part.names:
+                column += part._column(part.names.index(name), low, high)
+            else:
+                column += [ABSENT] * (high - low)
+        return column
 
 
 def grid(**axes: Any) -> Design:
     """Every combination, in the order of ``itertools.product``: the last axis varies fastest.
 
-    An axis without values makes an empty design, as in ``itertools.product``; no axes at all make
-    one point without parameters.
+    A single value is a constant. An axis without values is refused; no axes at all make one point
+    without parameters.
     """
-    return Grid({name: _values(name, given) for name, given in axes.items()})
+    check_names(axes)
+    found = {name: axis(name, given) for name, given in axes.items()}
+    return Product([Columns([name], [values], len(values)) for name, values in found.items()])
+
+
+def zip_(**columns: Any) -> Design:
+    """One point for each place, as ``zip(..., strict=True)``: lengths that differ are refused.
+
+    A single value goes to every point.
+    """
+    return zipped(**columns)
 
 
 def zipped(*iterables: Any, **columns: Any) -> Design:
-    """One point for each place, as ``zip(..., strict=True)``: lengths that differ are refused.
+    """:func:`zip_`, with ``iterables`` passed to the function by position.
 
-    ``iterables`` are passed to the function by position (and called ``arg_0`` and on, see
-    :meth:`Design.named`), ``columns`` by name. A single value among the columns goes to every
-    point; among the iterables it is refused, as ``map`` does.
+    They are called ``arg_0`` and on (see :meth:`Design.named`); a single value among them is
+    refused, as ``map`` does.
     """
     if not iterables and not columns:
         raise InvalidOption("no values to map over: give at least one list or array")
+    check_names(columns)
     names = [f"arg_{place}" for place in range(len(iterables))]
-    many = [_values(name, given) for name, given in zip(names, iterables, strict=True)]
-    for place, values in enumerate(many):
-        if isinstance(values, _Constant):
+    many = [values(name, given) for name, given in zip(names, iterables, strict=True)]
+    for place, found in enumerate(many):
+        if isinstance(found, Constant):
             raise InvalidOption(
-                f"iterable {place + 1} is {_short(values[0])}, which has no values to map over: "
+                f"iterable {place + 1} is {short(found[0])}, which has no values to map over: "
                 "pass it by name to give it to every point, or put it in a list"
             )
     for name, given in columns.items():
         if name in names:
             raise InvalidOption(
-                f"{name}={_short(given)}: that is what the iterables are called: "
+                f"{name}={short(given)}: that is what the iterables are called: "
                 "pass all values by name"
             )
         names.append(name)
-        many.append(_values(name, given))
-    lengths = {
-        name: len(values)
-        for name, values in zip(names, many, strict=True)
-        if not isinstance(values, _Constant)
-    }
+        many.append(values(name, given))
+    lengths = {n: len(v) for n, v in zip(names, many, strict=True) if not isinstance(v, Constant)}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} has {length:,}" for name, length in lengths.items())
         raise InvalidOption(
             f"the values do not pair up: {told}. Give them all the same length; one value for "
             "every point is passed by name and bare, not in a list"
         )
-    size = next(iter(lengths.values()), 1)
-    return Columns(names, many, size, len(iterables))
+    return Columns(names, many, next(iter(lengths.values()), 1), len(iterables))
 
 
-def _values(name: str, given: Any) -> Values:
-    """The values given for a parameter: many, or a ``_Constant``."""
-    if isinstance(given, range):
-        return given
-    if hasattr(given, "tolist") and hasattr(given, "ndim"):  # numpy, pandas and their like
-        return _Constant((given,)) if given.ndim == 0 else _items(given)
-    if isinstance(given, str | bytes | bytearray | memoryview | Mapping | type):
-        return _Constant((given,))
-    if isinstance(given, Sequence):
-        return tuple(given)  # a copy: what happens to the list later does not change the points
-    if isinstance(given, Iterator | KeysView | ValuesView | ItemsView):
-        values = tuple(islice(given, _MOST_READ + 1))
-        if len(values) > _MOST_READ:
-            raise InvalidOption(
-                f"{name}={_short(given)}: no end after {_MOST_READ:,} values. If it has one, "
-                "pass list(...) of it; one value for every point is passed bare"
-            )
-        return values
-    if isinstance(given, set | frozenset):
+def star(center: Mapping[str, Any], /, **axes: Any) -> Design:
+    """One factor at a time: the centre once, then each axis with the others at the centre.
+
+    A value of an axis that equals the centre's is the centre, and not run again.
+    """
+    if not isinstance(center, Mapping):
         raise InvalidOption(
-            f"{name}={_short(given)}: a set has no order, so its points would be numbered "
-            f"differently in every kernel. Pass {name}=sorted(...)"
+            f"center={short(center)}: expected a dict with a value for every parameter"
         )
-    if hasattr(given, "__iter__"):
+    check_names(center)
+    check_names(axes)
+    if missing := [name for name in axes if name not in center]:
         raise InvalidOption(
-            f"{name}={_short(given)}: one value or many? Pass {name}=[value] to give a "
-            f"{type(given).__name__} to every point, or {name}=list(value) for one point each"
+            f"the centre has no {', '.join(map(repr, missing))}: give it a value there, which the "
+            "points of the other axes take"
         )
-    return _Constant((given,))
+    fixed = {name: Constant((value,)) for name, value in center.items()}
+    parts: list[Design] = [Columns(fixed, fixed.values(), 1)]
+    for name, given in axes.items():
+        others = [v for v in axis(name, given) if not _same(v, center[name])]
+        parts.append(Columns(fixed, (fixed | {name: others}).values(), len(others)))
+    return Sum(parts)
 
 
-def _items(array: Any) -> Values:
-    """The items of an array: plain numbers and text where it holds them."""
-    if array.ndim > 1 or getattr(array.dtype, "kind", "") in "mM":
-        return tuple(array)  # whose tolist would take rows apart, and dates to bare integers
-    return tuple(array.tolist())
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and of one type or both numbers; what cannot say so is not."""
+    if type(one) is not type(other) and not (_is_number(one) and _is_number(other)):
+        return False
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001 - an array compares item by item; a broken __eq__ is theirs
+        return False
 
 
-def _short(value: object) -> str:
-    """Its ``repr``, cut to what fits an error message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _is_number(value: object) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool)

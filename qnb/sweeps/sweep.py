@@ -311,7 +311,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         ]
         return frames.sweep_frame(
             self.name,
-            self.design.columns(),
+            self.design.columns(absent=frames.MISSING),
             records,
             values,
             task_ids=[self._id(index) for index in range(len(self))],

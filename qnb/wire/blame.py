@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import FunctionType
 from typing import Any
 
-from qnb.errors import ArgumentError, EncodingError, PayloadTooLarge
+from qnb.errors import ArgumentError, BrokerError, EncodingError, PayloadTooLarge
 from qnb.wire.forms import Form
 
 __all__ = ["argument_error", "blame", "type_name"]
@@ -19,8 +19,10 @@ _SEARCH = 0.25  #: seconds that the search may take
 
 def argument_error(
     args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception, form: Form
-) -> EncodingError:
-    """The error that names the argument which cannot be sent."""
+) -> EncodingError | BrokerError:
+    """The error that names the argument which cannot be sent; of a store that failed, its own."""
+    if isinstance(error, BrokerError):
+        return error  # no argument is to blame
     named = [(f"args[{at}]", value) for at, value in enumerate(args)]
     named += [(f"kwargs[{name!r}]", value) for name, value in kwargs.items()]
     if isinstance(error, PayloadTooLarge):

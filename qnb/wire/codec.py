@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from qnb.errors import EncodingError, PayloadTooLarge, ResultError, SignatureError
+from qnb.errors import BrokerError, EncodingError, PayloadTooLarge, ResultError, SignatureError
 from qnb.options import AppOptions
 from qnb.storage.blobs import Blobs, blobs_of
 from qnb.wire import origins
@@ -85,6 +85,8 @@ class Codec:
         form = self._form
         try:
             body = form.encode_call(args, kwargs)
+        except BrokerError:  # the blob store's fault, not the argument's
+            raise
         except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
             raise argument_error(args, kwargs, error, form) from None
         return seal(
@@ -107,13 +109,28 @@ class Codec:
             raise _unexpected(opened, form.content, f"job {job_id!r}")
         return form.decode_call(opened.body, f"the arguments of job {job_id!r}")
 
+    def rebind_call(self, job_id: str, data: bytes, old: bytes, new: bytes) -> bytes:
+        """The same arguments, verified for one binding and signed for another; not decoded."""
+        opened = open_(self._keys, "call", self._queue, job_id, data, limit=self._limit)
+        if opened.binding != old:
+            raise SignatureError(
+                f"job {job_id!r} was refused unread: its arguments were signed for another task or "
+                "another run"
+            )
+        return seal(
+            self._keys, "call", self._queue, job_id, opened.content, opened.body,
+            binding=new, limit=self._limit,
+        )  # fmt: skip
+
     # -- results --------------------------------------------------------------------------------
 
-    def pack_result(self, job_id: str, attempt: int, value: Any) -> bytes:
-        """What an attempt returned."""
-        return self.pack_sized_result(job_id, attempt, value)[0]
+    def pack_result(self, job_id: str, attempt: int, value: Any, *, binding: bytes = b"") -> bytes:
+        """What an attempt returned, signed for the job and the ``binding`` of its call."""
+        return self.pack_sized_result(job_id, attempt, value, binding=binding)[0]
 
-    def pack_sized_result(self, job_id: str, attempt: int, value: Any) -> tuple[bytes, int]:
+    def pack_sized_result(
+        self, job_id: str, attempt: int, value: Any, *, binding: bytes = b""
+    ) -> tuple[bytes, int]:
         """What an attempt returned, and the bytes of it, those in the blob store included."""
         form = self._form
         try:
@@ -122,33 +139,42 @@ class Codec:
             raise PayloadTooLarge(
                 f"the result, of type {type_name(value)}, is too large: {error}"
             ) from None
+        except BrokerError:  # the blob store's fault, not the value's
+            raise
         except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
             path, culprit, cause = blame(value, "result", error, form)
             raise ResultError(
                 f"the task returned a value that cannot be sent back: {path} is of type "
                 f"{type_name(culprit)}: {cause}. {form.result_remedy}"
             ) from None
-        return self._seal_result(job_id, attempt, form.content, body), Bodies.nbytes(body)
+        sealed = self._seal_result(job_id, attempt, form.content, body, binding)
+        return sealed, Bodies.nbytes(body)
 
-    def unpack_result(self, job_id: str, data: bytes, attempt: int | None = None) -> Any:
-        """What a job returned; with ``attempt``, only what that attempt did."""
-        body = self._open_result(job_id, data, attempt, self._form.content)
+    def unpack_result(
+        self, job_id: str, data: bytes, attempt: int | None = None, *, binding: bytes | None = None
+    ) -> Any:
+        """What a job returned; with ``attempt`` or ``binding``, only what was signed for that."""
+        body = self._open_result(job_id, data, attempt, self._form.content, binding)
         return self._form.decode(body, f"the result of job {job_id!r}")
 
-    def pack_error(self, job_id: str, attempt: int, exc: BaseException) -> bytes:
+    def pack_error(
+        self, job_id: str, attempt: int, exc: BaseException, *, binding: bytes = b""
+    ) -> bytes:
         """``exc`` without its traceback and causes, or nothing where it cannot be rebuilt."""
         body = self._pickles.encode_error(exc) if self._pickles else None
-        return self._seal_result(job_id, attempt, Content.ERROR, body) if body else b""
+        if not body:
+            return b""
+        return self._seal_result(job_id, attempt, Content.ERROR, body, binding)
 
     def unpack_error(
-        self, job_id: str, data: bytes, attempt: int | None = None
+        self, job_id: str, data: bytes, attempt: int | None = None, *, binding: bytes | None = None
     ) -> BaseException | None:
         """The exception a job ended with, or None where it cannot be rebuilt here."""
         if not data:
             return None
         if self._pickles is None:
             raise _wrong_content(f"the error of job {job_id!r}")
-        body = self._open_result(job_id, data, attempt, Content.ERROR)
+        body = self._open_result(job_id, data, attempt, Content.ERROR, binding)
         try:
             error = self._pickles.decode(body, f"the error of job {job_id!r}")
         except EncodingError:
@@ -156,21 +182,27 @@ class Codec:
         return error if isinstance(error, BaseException) else None
 
     def _seal_result(
-        self, job_id: str, attempt: int, content: Content, body: list[Buffer]
+        self, job_id: str, attempt: int, content: Content, body: list[Buffer], binding: bytes
     ) -> bytes:
         return seal(
             self._keys, "result", self._queue, job_id, content, body,
-            attempt=attempt, limit=self._limit,
+            binding=binding, attempt=attempt, limit=self._limit,
         )  # fmt: skip
 
     def _open_result(
-        self, job_id: str, data: bytes, attempt: int | None, content: Content
-    ) -> Buffer:
+        self, job_id: str, data: bytes, attempt: int | None, content: Content,
+        binding: bytes | None,
+    ) -> Buffer:  # fmt: skip
         opened = open_(self._keys, "result", self._queue, job_id, data, limit=self._limit)
         if attempt is not None and opened.attempt != attempt:
             raise SignatureError(
                 f"the result of job {job_id!r} was refused unread: it was signed for attempt "
                 f"{opened.attempt}, and this is attempt {attempt}"
+            )
+        if binding is not None and opened.binding != binding:
+            raise SignatureError(
+                f"the result of job {job_id!r} was refused unread: it was signed for another run, "
+                "or for another version of its task"
             )
         if opened.content is not content:
             raise _unexpected(opened, content, f"the result of job {job_id!r}")

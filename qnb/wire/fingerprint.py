@@ -12,10 +12,11 @@ import dataclasses
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from hashlib import blake2b
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType
 from typing import Any
 
 from qnb.errors import EncodingError
@@ -147,7 +148,8 @@ class _Writer:
             try:
                 parts.append(self.write(part))
             except _Unknown as unknown:
-                unknown.path = node.where(at) + unknown.path
+                with suppress(Exception):  # a key's own repr may be what fails
+                    unknown.path = node.where(at) + unknown.path
                 raise
         digest = blake2b(_scalar(b"t", node.kind.encode()), digest_size=16)
         digest.update(_LENGTH(len(parts)))
@@ -158,8 +160,13 @@ class _Writer:
 
 
 def _take_apart(value: Any) -> _Node:
-    node = _of_builtin(value) or _of_package(value) or _of_class(value)
-    return node if node is not None else _reduced(value)
+    try:
+        node = _of_builtin(value) or _of_package(value) or _of_class(value)
+        return node if node is not None else _reduced(value)
+    except (_Unknown, RecursionError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a user's class, or a package's, may raise anything
+        raise _Unknown(f"is of type {type_name(value)}: {type(error).__name__}: {error}") from None
 
 
 def _of_builtin(value: Any) -> _Node | None:
@@ -198,17 +205,34 @@ def _of_class(value: Any) -> _Node | None:
     kind = type(value)
     if isinstance(value, Enum):
         return _Node("enum", (kind, value.name, value.value), lambda _: "")
-    if isinstance(value, tuple) and hasattr(kind, "_fields"):
+    if isinstance(value, tuple) and hasattr(kind, "_fields") and not getattr(value, "__dict__", 0):
         return _Node(
             "namedtuple",
             (kind, kind._fields, *value),
             lambda at: f".{kind._fields[at - 2]}" if at > 1 else "",
         )
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and _is_all_fields(kind):
         state = {field.name: getattr(value, field.name, ...) for field in dataclasses.fields(value)}
         flat = [kind, *_flat(state | getattr(value, "__dict__", {}))]
         return _Node("dataclass", flat, lambda at: f".{flat[at - 1]}" if at else "")
     return None
+
+
+def _is_all_fields(kind: type) -> bool:
+    """Whether an instance of this dataclass holds its fields and attributes, and nothing else."""
+    known = {"__dict__", "__weakref__", *(field.name for field in dataclasses.fields(kind))}
+    for base in kind.__mro__[:-1]:
+        own = vars(base).get("__reduce__")
+        if not base.__flags__ & _MADE_BY_CLASS or isinstance(own, MethodDescriptorType):
+            return False  # a list, an exception, a deque, ...: content that no field shows
+        slots = vars(base).get("__slots__", ())
+        if not known.issuperset([slots] if isinstance(slots, str) else slots):
+            return False
+    return True
+
+
+#: the flag of types that a class statement has made
+_MADE_BY_CLASS = 1 << 9
 
 
 def _reduced(value: Any) -> _Node:
@@ -228,6 +252,8 @@ def _reduced(value: Any) -> _Node:
             raise _Unknown(f"is of type {type_name(value)}, and its name leads nowhere")
         return _Node("name", (f"{module}:{reduced}",))
     made, args, state, items, pairs = [*reduced, None, None, None][:5]
+    if isinstance(value, set | frozenset) and [type(arg) for arg in args] == [list]:
+        args = (frozenset(args[0]),)  # it lists them in no order
     head = [made, *args, list(items or ()), list(pairs or ())]
     if type(state) is not dict:
         return _Node(f"object of {len(args)}", (*head, state), lambda _: "")
@@ -250,19 +276,48 @@ def _of_numpy(value: Any, numpy: Any) -> _Node | None:
         dtype = value.dtype
         if dtype.kind == "O":
             return None
-        raw = b"nan" if dtype.kind == "f" and value != value else value.tobytes()
-        return _Node("numpy scalar", (_dtype(dtype),), raw=raw)
-    if type(value) is not numpy.ndarray:
+        if dtype.names is not None:
+            return _of_numpy(numpy.asarray(value), numpy)
+        return _Node("numpy scalar", (_dtype(dtype),), raw=_scalar_bytes(value))
+    if type(value) not in (numpy.ndarray, numpy.recarray):
         return None
-    if value.dtype.hasobject or value.dtype.kind == "T":
-        return _Node("array", (_dtype(value.dtype), value.shape, value.ravel().tolist()))
+    dtype = value.dtype
+    about = (_dtype(dtype), value.shape)
+    if dtype.names is not None:  # field by field: there may be padding between them
+        kind = f"structured {type(value).__name__}"
+        fields = [numpy.asarray(value[name]) for name in dtype.names]
+        return _Node(kind, (*about, *fields), lambda at: f"[{dtype.names[at - 2]!r}]")
+    if dtype.hasobject or dtype.kind == "T":
+        return _Node("array", (*about, value.ravel().tolist()))
+    if dtype.char in _PADDED:
+        return _Node("array", (*about, [repr(number) for number in value.ravel()]))
     flat = numpy.ascontiguousarray(value).reshape(-1)
     raw = memoryview(flat.view(numpy.uint8)) if flat.nbytes else b""
-    return _Node("array", (_dtype(value.dtype), value.shape), raw=raw)
+    return _Node("array", about, raw=raw)
+
+
+#: types whose numbers have bytes that mean nothing: longdouble and its complex
+_PADDED = "gG"
+
+
+def _scalar_bytes(value: Any) -> bytes:
+    if value.dtype.kind == "f" and value != value:
+        return b"nan"
+    if value.dtype.char in _PADDED:
+        return repr(value).encode()
+    return bytes(value.tobytes())
 
 
 def _dtype(dtype: Any) -> str:
-    return repr(dtype.descr) if dtype.names else str(dtype.str)
+    if dtype.names is None:
+        return str(dtype.str)
+    fields = [(name, *_field(*dtype.fields[name])) for name in dtype.names]
+    return repr((fields, dtype.itemsize))
+
+
+def _field(dtype: Any, offset: int, *title: Any) -> tuple[Any, ...]:
+    base, shape = dtype.subdtype or (dtype, ())
+    return (_dtype(base), shape, offset, *title)
 
 
 def _of_pandas(value: Any) -> _Node | None:

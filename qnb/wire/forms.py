@@ -64,6 +64,8 @@ class Msgpack:
 
     def encode(self, value: Any) -> list[Buffer]:
         data: bytes = msgpack.packb(value)
+        if len(data) <= self._bodies.limit:
+            _check_back(value, data)
         if len(data) < self._bodies.threshold and len(data) <= self._bodies.limit:
             return [PLAIN, data]
         return self._bodies.write(Parts([data]))
@@ -73,8 +75,8 @@ class Msgpack:
             return msgpack.unpackb(_text(self._bodies.read(body, what)), strict_map_key=False)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise EncodingError(
-                f"{what} could not be read as msgpack: {type(error).__name__}: {error}. Run the "
-                "same version of qnb in workers and clients"
+                f"{what} could not be read as msgpack: {type(error).__name__}: {error}. Whoever "
+                "sent it must write one msgpack value, with numbers, text or bytes as keys of dicts"
             ) from None
 
     def encode_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Buffer]:
@@ -87,7 +89,19 @@ class Msgpack:
         return isinstance(value, dict | list | tuple)
 
     def size(self, value: Any) -> int:
-        return len(msgpack.packb(value))
+        data = msgpack.packb(value)
+        _check_back(value, data)
+        return len(data)
+
+
+def _check_back(value: Any, data: bytes) -> None:
+    """Refuse what was written and cannot be read: a key that comes back as a list, say."""
+    try:
+        msgpack.unpackb(data, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        stray = [key for key in value if isinstance(key, tuple)] if isinstance(value, dict) else []
+        why = f"its key {stray[0]!r} would be a list" if stray else f"it is not read: {error}"
+        raise EncodingError(f"{why}, so that it could not come back") from None
 
 
 class Own:

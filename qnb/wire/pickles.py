@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qnb.errors import EncodingError
+from qnb.errors import EncodingError, RemoteError
 from qnb.wire.bodies import PLAIN, Bodies, Parts
 from qnb.wire.byvalue import Pickled, dump
 from qnb.wire.envelope import Buffer, Content, too_large
@@ -124,7 +124,8 @@ class Pickles:
 
     def encode_error(self, exc: BaseException) -> list[Buffer] | None:
         """``exc`` without its traceback and causes, or None where it cannot be rebuilt."""
-        for reduced in (exc, _Raw(exc)):
+        raw = self._raw_group(exc) if isinstance(exc, BaseExceptionGroup) else _Raw(exc)
+        for reduced in (exc, raw):
             try:
                 body = self.encode(reduced)
                 back = self.decode(b"".join(body), "an exception")
@@ -133,6 +134,19 @@ class Pickles:
             except Exception:  # noqa: BLE001, S112 - a user's exception may do anything
                 continue
         return None
+
+    def _raw_group(self, group: BaseExceptionGroup[Any]) -> _RawGroup:
+        """``group`` with each member as it can be sent; one that cannot be is said in words."""
+        members: list[object] = []
+        for member in group.exceptions:
+            if isinstance(member, BaseExceptionGroup):
+                members.append(self._raw_group(member))
+            elif self.encode_error(member) is None:
+                said = f"{type(member).__name__}, an exception that cannot be sent"
+                members.append(RemoteError(said))
+            else:
+                members.append(_Raw(member))
+        return _RawGroup(group, members)
 
 
 def _check_code(code: int, what: str) -> None:
@@ -225,6 +239,21 @@ class _Raw:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_error, (type(self._exc), self._exc.args, self._exc.__dict__)
+
+
+class _RawGroup:
+    """An exception group as class, message and members."""
+
+    def __init__(self, group: BaseExceptionGroup[Any], members: list[object]) -> None:
+        self._group = group
+        self._members = members
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_group, (type(self._group), self._group.message, self._members)
+
+
+def _rebuild_group(cls: type[BaseExceptionGroup[Any]], message: str, members: Any) -> Any:
+    return cls(message, members)
 
 
 def _rebuild_error(cls: type[BaseException], args: Any, attributes: dict[str, Any]) -> Any:

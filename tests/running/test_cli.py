@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -96,6 +98,7 @@ def running() -> Iterator[Callable[..., _Running]]:
         (["worker", "--executor", "tasks:number"], "'tasks:number' is no function"),
         (["worker", "--executor", "tasks:pool", "--max-memory", "1 GB"], "leave one of them out"),
         (["status", "--watch", "soon"], "'--watch': 'soon': expected seconds"),
+        (["status", "--watch", "tasks:app"], "'10 min'; MODULE:APP comes before it"),
         (["status", "tasks:app", "--queue", "q"], "names its queue"),
         (["statsu"], "Did you mean 'status'"),
     ],
@@ -234,3 +237,104 @@ def test_an_executor_of_this_folder_runs_the_jobs_and_an_idle_worker_leaves(
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert job.get(timeout=5).startswith("of-the-pool")
+
+
+# -- how it ends -----------------------------------------------------------------------------------
+
+_SERVICE = """
+import asyncio, os, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+import qnb
+app = qnb.App({url!r}, {queue!r})
+here = Path({folder!r})
+@app.lifespan
+async def slow():
+    (here / "starting").touch()
+    await asyncio.sleep(20 if (here / "slow").exists() else 0)
+    yield
+@app.task
+def work(seconds):
+    print(os.getpid(), file=(here / "pid").open("w"), flush=True)
+    time.sleep(seconds)
+    return "finished"
+@app.task
+def breaks():
+    os._exit(3)
+def pool():
+    return ProcessPoolExecutor(2)
+"""
+
+
+@pytest.fixture
+def service(
+    server_url: str, queue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """A module with an app, as a service would run it."""
+    text = _SERVICE.format(url=server_url, queue=queue, folder=str(tmp_path))
+    (tmp_path / "service.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    import service  # type: ignore[import-not-found]
+
+    yield service
+    service.app.close()
+    del sys.modules["service"]
+
+
+def _pid(folder: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / "pid").read_text())
+    return 0
+
+
+def test_a_signal_to_supervisor_and_children_together_lets_the_job_finish(
+    service: Any, running: Callable[..., _Running], tmp_path: Path, wait_until: Wait
+) -> None:
+    worker = running("worker", "service:app", "-n", "1")
+    job = service.work.submit(0.5)
+    child = wait_until(lambda: _pid(tmp_path), "it runs", 20)
+    for pid in (child, worker.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    assert job.get(timeout=10) == "finished"
+    assert worker.process.wait(10) == 0
+
+
+def test_a_signal_while_it_starts_ends_it_at_once(
+    service: Any, running: Callable[..., _Running], tmp_path: Path, wait_until: Wait
+) -> None:
+    (tmp_path / "slow").touch()
+    worker = running("worker", "service:app", "-n", "1")
+    wait_until((tmp_path / "starting").exists, "its lifespan begins", 20)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(5) == 0
+
+
+def test_a_process_of_a_pool_can_be_ended_and_its_worker_goes_on(
+    service: Any, running: Callable[..., _Running], tmp_path: Path, wait_until: Wait
+) -> None:
+    worker = running("worker", "service:app", "-n", "1", "--executor", "service:pool")
+    job = service.work.submit(0.5)
+    inner = wait_until(lambda: _pid(tmp_path), "it runs in the pool", 20)
+    os.kill(inner, signal.SIGTERM)
+    assert job.get(timeout=10) == "finished"  # in a fresh pool
+    with pytest.raises(qnb.WorkerCrashed, match="lost its worker 3 times"):
+        service.breaks.submit().get(timeout=15)
+    assert service.work.submit(0).get(timeout=10) == "finished"
+    assert not any("stopping" in line for line in worker.lines)
+    assert worker.end(signal.SIGTERM) == 0
+
+
+def test_a_second_signal_leaves_a_pool_whose_body_runs_on(
+    service: Any, running: Callable[..., _Running], tmp_path: Path, wait_until: Wait
+) -> None:
+    worker = running("worker", "service:app", "-n", "1", "--executor", "service:pool")
+    job = service.work.submit(25)
+    inner = wait_until(lambda: _pid(tmp_path), "it runs in the pool", 20)
+    worker.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: any("stopping" in line for line in worker.lines), "it has heard")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(5) == 1
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(inner).status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: job.snapshot().status == "queued", "it was handed back", 2)

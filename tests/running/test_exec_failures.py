@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import pickle
 from typing import Any
 
+import msgpack
 import pytest
 
 from qnb.errors import Retry
-from qnb.models import Ending, JobSpec, Policy
+from qnb.models import Ending, Failure, Frame, JobSpec, Outcome, Policy, Report
 from qnb.running.attempt import Attempt, failure_of, retry_delay
 from qnb.running.failures import LONGEST
+from qnb.running.messages import (
+    attempt_of,
+    attempt_to,
+    outcome_of,
+    outcome_to,
+    report_of,
+    report_to,
+)
 
 
 def _caught(body: Any) -> BaseException:
@@ -162,7 +172,8 @@ def test_what_is_tried_again_and_what_is_final(bench: Any) -> None:
             assert (await bench.executor.run(lost, print)).retry_in_ms == 0
 
             spec = JobSpec("x", "missing", "default", policy=Policy(max_retries=3))
-            unknown = await bench.executor.run(Attempt(spec, 1, 1, b""), print)
+            call = bench.codec.pack_call("x", (), {}, binding=spec.binding())
+            unknown = await bench.executor.run(Attempt(spec, 1, 1, call), print)
             assert (unknown.failure.type, unknown.retry_in_ms) == ("UnknownTask", None)
             forged = bench.attempt(fails, max_retries=3)
             forged = Attempt(forged.spec, 1, 1, pickle.dumps("anything"), forged.code)
@@ -186,5 +197,94 @@ def test_a_failure_in_a_child_travels_whole(bench: Any) -> None:
             [cause] = failure.causes
             assert (cause.type, cause.frames[-1].text) == ("JSONDecodeError", 'json.loads("{")')
             assert "direct cause" in failure.traceback
+
+    asyncio.run(main())
+
+
+def _sample(field: dataclasses.Field[Any], number: int) -> Any:
+    """A value of the field's type that no other field has."""
+    kind = str(field.type)
+    named = {
+        "Policy": lambda: _filled(Policy), "Failure | None": lambda: _filled(Failure),
+        "Ending": lambda: Ending.FAILED, "tuple[Frame, ...]": lambda: (_filled(Frame),),
+        "tuple[Failure, ...]": lambda: (Failure("T", "m", "x"),), "bool": lambda: True,
+    }  # fmt: skip
+    if kind in named:
+        return named[kind]()
+    if "bytes" in kind:
+        return b"%d" % number
+    return number if "int" in kind else f"text {number}"
+
+
+def _filled(kind: type[Any]) -> Any:
+    fields = dataclasses.fields(kind)
+    return kind(**{field.name: _sample(field, n) for n, field in enumerate(fields, 1)})
+
+
+def test_every_field_of_an_attempt_and_its_outcome_reaches_the_other_process() -> None:
+    def carried(message: Any) -> Any:
+        return msgpack.unpackb(msgpack.packb(message), strict_map_key=False)
+
+    spec = _filled(JobSpec)
+    for policy in (spec.policy, Policy()):
+        attempt = Attempt(dataclasses.replace(spec, policy=policy), 1, 5, b"call", b"code", 3)
+        assert attempt_of(carried(attempt_to(attempt))) == attempt
+    assert attempt_of(carried(attempt_to(attempt, code=False))).code is None
+    outcome = _filled(Outcome)
+    assert outcome_of(carried(outcome_to(outcome))) == outcome
+    report = Report(1.5, 3, "text", {"loss": 0.5})
+    assert report_of(carried(report_to(report))) == report
+
+
+@pytest.mark.parametrize("where", ["inline", "processes"])
+def test_a_hook_or_a_text_that_exits_leaves_the_jobs_own_error(bench: Any, where: str) -> None:
+    class Loud(Exception):
+        def __str__(self) -> str:
+            raise SystemExit(3)
+
+        __repr__ = __str__
+
+    def fails() -> None:
+        raise ValueError("own")
+
+    def loud() -> None:
+        raise Loud
+
+    def hook(failure: Any) -> None:
+        raise SystemExit(1)
+
+    async def ahook(failure: Any) -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        bench.registry.add_error_hook(hook)
+        bench.registry.add_error_hook(ahook)
+        async with getattr(bench, where)():
+            for fn, kind in ((fails, "ValueError"), (loud, "Loud")):
+                assert (await bench.run(fn)).failure.type == kind
+            assert await bench.value(int, "4") == 4
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["inline", "processes"])
+@pytest.mark.parametrize("isolation", [None, "loop", "process"])
+def test_a_body_that_cancels_itself_fails_as_by_any_other_error(
+    bench: Any, where: str, isolation: str | None
+) -> None:
+    async def cancels(then: float | None) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if then is not None:
+            await asyncio.sleep(then)
+        return "done"
+
+    async def main() -> None:
+        async with getattr(bench, where)(**({"config": True} if where == "inline" else {})):
+            outcome = await bench.run(cancels, 5, isolation=isolation, max_retries=1)
+            assert (outcome.failure.type, outcome.retry_in_ms) == ("CancelledError", 0)
+            assert await bench.value(cancels, None, isolation=isolation) == "done"
+            assert await bench.value(int, "4") == 4
 
     asyncio.run(main())

@@ -6,14 +6,16 @@ import asyncio
 import concurrent.futures
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qnb.errors import QnbError
 from qnb.models import ErrorContext, Report
-from qnb.running.executors import SlotDied
+from qnb.running.executors import SlotDied, SlotLost
 from qnb.running.futures import FuturesExecutor
 from qnb.running.messages import SlotConfig
 
@@ -113,6 +115,79 @@ def test_a_pool_that_breaks_is_replaced(bench: Any) -> None:
     asyncio.run(main())
 
 
+def test_who_ran_in_a_pool_that_broke_runs_alone_next_and_only_the_breaker_is_blamed(
+    bench: Any, tmp_path: Path
+) -> None:
+    made = []
+
+    def factory() -> Pool:
+        made.append(1)
+        return _pool(2)
+
+    def waits(path: str) -> None:
+        Path(path).touch()
+        time.sleep(0.3)
+
+    def breaks(path: str) -> None:
+        while not Path(path).exists():
+            time.sleep(0.01)
+        os._exit(3)
+
+    async def main() -> None:
+        bench.executor = FuturesExecutor(factory, SlotConfig(bench.options), 3)
+        async with bench:
+            path = str(tmp_path / "up")
+            attempts = [bench.attempt(fn, path) for fn in (breaks, waits, waits)]
+
+            async def each() -> list[Any]:
+                running = (bench.executor.run(one, bench.news.append) for one in attempts)
+                return await asyncio.gather(*running, return_exceptions=True)
+
+            assert [type(end) for end in await each()] == [SlotLost] * 3
+            breaker, *others = await each()
+            assert isinstance(breaker, SlotDied)
+            assert all(end.success for end in others)
+            assert bench.executor.room() == 3
+        assert len(made) == 3  # not one for each job that needed it
+
+    asyncio.run(main())
+
+
+def test_a_factory_that_fails_later_loses_bodies_unblamed_until_it_works_again(bench: Any) -> None:
+    class Cancels(concurrent.futures.ProcessPoolExecutor):
+        """As a cluster whose scheduler has gone."""
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            future = super().submit(fn, *args, **kwargs)
+            if args[1] and "cancelled" not in done:
+                done.append("cancelled")
+                future = concurrent.futures.Future()
+                future.cancel()
+            return future
+
+    done: list[str] = []
+
+    def factory() -> Pool:
+        done.append("asked")
+        if done.count("asked") == 2:
+            raise OSError("the scheduler is away")
+        return Cancels(1, mp_context=multiprocessing.get_context("spawn"))
+
+    async def main() -> None:
+        bench.executor = FuturesExecutor(factory, SlotConfig(bench.options), 2)
+        async with bench:
+            with pytest.raises(SlotLost, match="cancelled"):
+                await bench.run(square, 1)
+            bench.executor._pool.shutdown()  # by somebody
+            for said in ("after shutdown", "the scheduler is away"):
+                with pytest.raises(SlotLost, match=said):
+                    await bench.run(square, 1)
+            assert await bench.value(square, 2) == 4
+            assert bench.executor.room() == 2
+
+    asyncio.run(main())
+
+
 def test_hooks_run_in_the_pool(bench: Any, tmp_path: Any) -> None:
     ledger = tmp_path / "ledger"
 
@@ -136,8 +211,6 @@ def test_hooks_run_in_the_pool(bench: Any, tmp_path: Any) -> None:
 
 
 def test_a_body_that_was_given_up_on_keeps_its_place_until_it_ends(bench: Any) -> None:
-    import time
-
     async def main() -> None:
         bench.executor = FuturesExecutor(lambda: _pool(1), SlotConfig(bench.options), 1)
         async with bench:
@@ -159,6 +232,7 @@ def test_a_body_that_was_given_up_on_keeps_its_place_until_it_ends(bench: Any) -
         ("json:nothing", "Expected module:factory"),
         ("nowhere:pool", "Expected module:factory"),
         (not_a_pool, "expected a concurrent.futures.Executor"),
+        (lambda: 1 / 0, "gave no pool: ZeroDivisionError"),
         (
             lambda: concurrent.futures.ProcessPoolExecutor(initializer=dies, max_workers=1),
             "cannot run jobs",

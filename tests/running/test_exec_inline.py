@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from qnb.models import ErrorContext
+from qnb.running import executors
 
 Until = Callable[..., Awaitable[Any]]
 
@@ -165,3 +171,83 @@ def test_lifespan_state_and_hooks_are_here(bench: Any) -> None:
     assert order == ["up", "used", "down"]
     kinds = [(type(failure.exc), failure.will_retry) for failure in told]
     assert kinds == [(ValueError, True), (TimeoutError, False)]
+
+
+def test_children_are_started_when_needed_and_a_body_begins_when_it_has_one(bench: Any) -> None:
+    before = len(psutil.Process().children())
+
+    async def main() -> None:
+        async with bench.inline(slots=16, config=True):
+            begun = []
+            running = asyncio.ensure_future(
+                bench.executor.run(
+                    bench.attempt(os.getpid, isolation="process"),
+                    bench.news.append,
+                    lambda: begun.append(len(psutil.Process().children()) - before),
+                )
+            )
+            await asyncio.sleep(0)
+            assert begun == []
+            assert (await running).success
+            assert begun == [1]
+            pids = [bench.value(os.getpid, isolation="process") for _ in range(2)]
+            assert len(set(await asyncio.gather(*pids))) <= 2
+            assert len(psutil.Process().children()) - before <= 2
+
+    asyncio.run(main())
+
+
+def test_a_coroutine_that_swallows_its_cancellation_is_not_waited_for_and_said_to_run_on(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "GRACE", 0.05)
+    go: list[asyncio.Event] = []
+
+    async def stubborn() -> None:
+        go.append(asyncio.Event())
+        while not go[0].is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go[0].wait()
+
+    _registered(bench, stubborn)
+
+    async def main() -> None:
+        async with bench.inline():
+            attempt = bench.attempt(stubborn)
+            running = asyncio.ensure_future(bench.executor.run(attempt, bench.news.append))
+            await asyncio.sleep(0.01)
+            running.cancel()
+            await asyncio.wait([running], timeout=1)
+            assert running.cancelled()
+            assert not bench.executor.stops(attempt.spec)
+            go[0].set()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("hangs", ["body", "hook"])
+def test_a_thread_that_hangs_keeps_no_script_from_ending(
+    server_url: str, queue: str, hangs: str
+) -> None:
+    script = textwrap.dedent(f"""
+        import asyncio, time
+        import qnb
+        from qnb.running import around
+        around.HOOKS = 0.1
+        app = qnb.App({server_url!r}, {queue!r})
+        @app.on_error
+        def hook(failure):
+            if {hangs!r} == "hook": time.sleep(60)
+        @app.task(timeout=0.1)
+        def body():
+            if {hangs!r} == "body": time.sleep(60)
+            raise ValueError
+        body.submit()
+        app.burst = True
+        asyncio.run(app.run())
+        print("ended")
+        """)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=15, check=True
+    )
+    assert ran.stdout == "ended\n"

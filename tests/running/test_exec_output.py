@@ -260,3 +260,39 @@ def test_a_body_knows_its_job_in_its_threads_too(bench: Any, where: str) -> None
                 assert await bench.value(in_a_thread) == "in_a_thread"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["inline", "processes"])
+def test_whatever_a_bar_counts_in_is_told_as_plain_numbers_and_text(bench: Any, where: str) -> None:
+    def counts() -> None:
+        import time
+
+        import numpy as np
+        from tqdm import tqdm
+
+        bar = progress(total=np.int64(3))
+        bar.set_postfix({1: np.float32(0.5), "\ud800": 10**400, "odd": [1]}, refresh=False)
+        bar.update(np.int64(2))
+        bar.reset(np.int64(4))
+        bar.close()
+        time.sleep(0.11)
+        with Path(os.devnull).open("w") as null:
+            for _ in tqdm(range(2), total=np.int64(2), mininterval=0, file=null):
+                pass
+        time.sleep(0.11)
+        report(np.int64(1), np.float64(2), loss=np.float32(1))
+
+    async def main() -> None:
+        async with getattr(bench, where)():
+            assert (await bench.run(counts)).success
+
+    asyncio.run(main())
+    told = [
+        each
+        for one in bench.reports
+        for each in (one.done, one.total, *one.metrics, *one.metrics.values())
+    ]
+    assert {type(each) for each in told} <= {int, float, str, type(None)}
+    assert any(one.metrics.get("1") == 0.5 and one.metrics["odd"] == "[1]" for one in bench.reports)
+    assert any(one.total == 2 and one.done == 2 for one in bench.reports)  # tqdm's
+    assert (bench.reports[-1].done, bench.reports[-1].metrics) == (1, {"loss": 1.0})

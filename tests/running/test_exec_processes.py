@@ -352,3 +352,75 @@ def test_more_functions_than_a_child_keeps_are_sent_again(bench: Any) -> None:
                 assert [await bench.value(fn) for fn in functions] == list(range(150))
 
     asyncio.run(main())
+
+
+def test_what_a_body_changes_of_its_process_is_put_back_for_the_next(
+    bench: Any, tmp_path: Path
+) -> None:
+    def changes(folder: str) -> None:
+        import signal
+
+        os.chdir(folder)
+        os.umask(0)
+        signal.alarm(1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    async def achanges(folder: str) -> None:
+        changes(folder)
+        del sys.stdout
+
+    def finds() -> tuple[Any, ...]:
+        import signal
+
+        mask = os.umask(0)
+        os.umask(mask)
+        print("heard")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return os.getpid(), str(Path.cwd()), mask, signal.alarm(0)
+
+    async def main() -> None:
+        async with bench.processes():
+            before = await bench.value(finds)
+            for fn in (changes, achanges):
+                await bench.run(fn, str(tmp_path))
+                assert await bench.value(finds) == before
+        assert bench.output == "heard\n" * 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["os.close(1); os.close(2)", "sys.stdout.close()"])
+@pytest.mark.parametrize("isolation", [None, "thread"])
+def test_a_body_that_closes_its_output_breaks_no_later_one(
+    bench: Any, how: str, isolation: str | None
+) -> None:
+    def closes(code: str) -> int:
+        exec(code, {"os": os, "sys": sys})  # noqa: S102 - the test's own text
+        return os.getpid()
+
+    def prints() -> int:
+        print("heard", flush=True)
+        return os.getpid()
+
+    async def main() -> None:
+        async with bench.processes():
+            first = await bench.value(closes, how, isolation=isolation)
+            assert await bench.value(prints) != first
+        assert bench.output == "heard\n"
+
+    asyncio.run(main())
+
+
+def test_children_that_end_while_they_start_are_told_at_once(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+
+    async def main() -> None:
+        begun = time.monotonic()
+        with pytest.raises(QnbError, match=r"did not start: process .* exited with status 1"):
+            async with bench.processes(8):
+                pass
+        assert time.monotonic() - begun < 3
+
+    asyncio.run(main())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +311,158 @@ def test_closing_ends_what_runs_and_leaves_no_process(bench: Any, until: Until) 
         assert set(psutil.Process().children()) <= set(before)
 
     asyncio.run(main())
+
+
+def test_who_shared_a_process_that_died_runs_alone_next_and_only_the_killer_is_blamed(
+    bench: Any,
+) -> None:
+    async def neighbour() -> int:
+        await asyncio.sleep(0.05)
+        return os.getpid()
+
+    async def kills() -> None:
+        await asyncio.sleep(0.02)
+        os._exit(7)
+
+    async def main() -> None:
+        async with bench.processes():
+            attempts = [bench.attempt(fn) for fn in (kills, neighbour, neighbour)]
+
+            async def each() -> list[Any]:
+                running = (bench.executor.run(one, bench.news.append) for one in attempts)
+                return await asyncio.gather(*running, return_exceptions=True)
+
+            ends = await each()
+            assert [type(end) for end in ends] == [SlotLost] * 3
+            assert "3 jobs shared it; each runs alone next" in str(ends[0])
+            killer, *others = await each()
+            assert isinstance(killer, SlotDied)
+            assert all(end.success for end in others)
+            assert bench.executor._early == 0  # its replacement does not wait
+            assert bench.executor.room(attempts[1].spec) == 4  # they may share again
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_exit_in_a_task_of_a_body_does_not_end_the_process_of_others(
+    bench: Any, alone: bool
+) -> None:
+    async def exits() -> int:
+        async def inner() -> None:
+            raise SystemExit(2)
+
+        task = asyncio.create_task(inner())
+        await asyncio.sleep(0.05)
+        return task.done() and os.getpid()
+
+    async def main() -> None:
+        async with bench.processes():
+            isolation = "process" if alone else None
+            assert await bench.value(exits, isolation=isolation) == await bench.value(pid)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_tasks_that_a_coroutine_leaves_end_with_it_and_the_lifespans_go_on(
+    bench: Any, alone: bool
+) -> None:
+    async def lifespan() -> AsyncIterator[dict[str, Any]]:
+        ticker = asyncio.create_task(asyncio.sleep(20))
+        yield {"ticker": ticker}
+
+    async def leaves(queue: str) -> tuple[int, bool]:
+        from qnb.registry import serving
+
+        before = len(asyncio.all_tasks())
+        asyncio.create_task(asyncio.sleep(20))  # noqa: RUF006 - forgotten by intention
+        return before, serving[queue].state.ticker.done()
+
+    async def main() -> None:
+        bench.registry.lifespan = lifespan
+        async with bench.processes():
+            isolation = "process" if alone else None
+            told = [
+                await bench.value(leaves, bench.options.queue_name, isolation=isolation)
+                for _ in range(3)
+            ]
+            assert told == [(told[0][0], False)] * 3
+
+    asyncio.run(main())
+
+
+def test_a_body_finishes_although_its_process_gets_the_supervisors_signals(bench: Any) -> None:
+    def body() -> list[int]:
+        import multiprocessing
+        import signal
+        import subprocess
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        ended = []
+        for number in (signal.SIGTERM, signal.SIGINT):  # what it starts obeys them
+            child = subprocess.Popen(["sleep", "20"])
+            child.send_signal(number)
+            ended.append(child.wait(5))
+        forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        forked.start()
+        forked.terminate()
+        forked.join(5)
+        return [*ended, forked.exitcode or 0]
+
+    async def main() -> None:
+        async with bench.processes():
+            assert await bench.value(body) == [-15, -2, -15]
+
+    asyncio.run(main())
+
+
+def test_a_process_that_closes_all_it_has_before_it_exits_is_told_with_its_status(
+    bench: Any,
+) -> None:
+    def closes() -> None:
+        os.closerange(3, 100)
+        time.sleep(0.1)
+        os._exit(7)
+
+    async def main() -> None:
+        async with bench.processes():
+            with pytest.raises(SlotDied, match="exited with status 7"):
+                await bench.run(closes)
+
+    asyncio.run(main())
+
+
+def test_an_orphan_without_any_mark_ends_with_the_process_that_started_it(
+    bench: Any, tmp_path: Path
+) -> None:
+    script = tmp_path / "supervisor.py"
+    script.write_text(
+        "import asyncio, os, subprocess, sys\n"
+        "sys.path.insert(0, os.getcwd())\n"
+        "from tests.running.conftest import Bench\n"
+        "from qnb.running.executors import SlotDied\n"
+        "from qnb.running.trees import adopt_orphans\n"
+        "def crashes():\n"
+        "    child = subprocess.Popen(['sleep', '20'], env={}, start_new_session=True)\n"
+        "    print(child.pid, flush=True)\n"
+        "    os._exit(1)\n"
+        "async def main():\n"
+        "    mine = subprocess.Popen(['sleep', '20'])\n"
+        "    bench = Bench(sys.argv[1]).processes()\n"
+        "    bench.executor._adopts = adopt_orphans()\n"
+        "    async with bench:\n"
+        "        try: await bench.run(crashes)\n"
+        "        except SlotDied: pass\n"
+        "    print(bench.output.strip(), mine.poll())\n"
+        "    mine.kill(); mine.wait()\n"
+        "asyncio.run(main())\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, script, bench.options.queue_name], capture_output=True, text=True,
+        check=True, timeout=20,
+    )  # fmt: skip
+    orphan, mine = ran.stdout.split()
+    assert mine == "None"
+    assert not _alive(int(orphan))

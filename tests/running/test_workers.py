@@ -158,6 +158,7 @@ def test_a_lease_that_ends_gives_the_job_to_another_worker_and_fences_the_first(
         for pid in (*map(int, slots), supervisor):
             os.kill(pid, signal.SIGCONT)
     wait_until(lambda: len(ledger.read_text().splitlines()) == 2, "two starts")
+    wait_until(lambda: first.slots == 2, "the first worker is heard again")
     first.stop()
     assert job.get(timeout=5) == 2  # the first worker's late outcome was refused
     app.close()
@@ -291,3 +292,97 @@ def test_garbage_in_a_lane_is_removed_and_sound_jobs_go_on(
             link.xadd(lane, fields)
         assert f.submit(1).get(timeout=5) == 1
         wait_until(lambda: link.xlen(lane) == 0, "nothing stays behind")
+
+
+def test_stopping_twice_lets_running_jobs_finish_and_who_leaves_counts_no_more(
+    app: qnb.App, pool: qnb.Pool, tmp_path: Path, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qnb import pool as pools
+
+    @app.task
+    def work(path: str) -> str:
+        Path(path).touch()
+        while not Path(path).with_name("go").exists():
+            time.sleep(0.01)
+        return "finished"
+
+    job = work.submit(str(tmp_path / "up"))
+    wait_until((tmp_path / "up").exists, "it runs")
+    monkeypatch.setattr(pools, "STOP", 0.5)
+    for _ in range(2):
+        with pytest.raises(qnb.QnbError, match="still finish their jobs"):
+            pool.stop()
+    assert pool.slots == 0
+    assert app.start_workers(1).slots == 1  # one that serves
+    with pytest.raises(qnb.QnbError, match="still finish their jobs"):
+        pool.stop()
+    (tmp_path / "go").touch()
+    assert job.get(timeout=5) == "finished"
+    monkeypatch.undo()
+    pool.stop()
+
+
+def test_scaling_down_starts_the_smaller_pool_before_the_larger_has_left(
+    app: qnb.App, pool: qnb.Pool, tmp_path: Path, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qnb import pool as pools
+
+    @app.task
+    def work(path: str | None) -> str:
+        if path is not None:
+            Path(path).touch()
+            while not Path(path).with_name("go").exists():
+                time.sleep(0.01)
+        return "finished"
+
+    job = work.submit(str(tmp_path / "up"))
+    wait_until((tmp_path / "up").exists, "it runs")
+    monkeypatch.setattr(pools, "STOP", 0.1)
+    with pytest.raises(qnb.QnbError, match="still finish their jobs"):
+        pool.scale(1)
+    assert pool.slots == 1
+    assert work.submit(None).get(timeout=5) == "finished"
+    (tmp_path / "go").touch()
+    assert job.get(timeout=5) == "finished"
+
+
+def test_hooks_larger_than_an_environment_can_be_travel_to_the_pool(
+    app: qnb.App, tmp_path: Path, wait_until: Wait
+) -> None:
+    ballast, ledger = os.urandom(90_000), str(tmp_path / "ledger")
+
+    @app.on_error
+    def hook(failure: qnb.ErrorContext) -> None:
+        Path(ledger).write_text(str(len(ballast)))
+
+    @app.task
+    def fails() -> None:
+        raise ValueError
+
+    with app.start_workers(1):
+        fails.submit().wait(timeout=10)
+        wait_until(lambda: Path(ledger).exists() and Path(ledger).read_text(), "it was told")
+    assert Path(ledger).read_text() == "90000"
+
+
+def test_a_number_as_prefetch_keeps_that_many_jobs_here(
+    server_url: str, queue: str, tmp_path: Path
+) -> None:
+    from qnb import bridge
+
+    app = qnb.App(server_url, queue, prefetch=3)
+
+    @app.task
+    def work(seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def claims(job: qnb.Job[None]) -> bytes:
+        store = (await app._client.link()).store
+        return await store.server.call("HGET", store.keys.job(job.id), "a")
+
+    with app.start_workers(1):
+        jobs = [work.submit(seconds) for seconds in (0.6, 0, 0)]
+        for job in jobs:
+            job.get(timeout=5)
+        assert [int(bridge.run(claims(job))) for job in jobs] == [1, 1, 1]
+    app.close()

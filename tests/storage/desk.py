@@ -40,7 +40,7 @@ def call(
     payload: bytes = b"call",
     *,
     channel: str = "",
-    **when: int,
+    **when: Any,
 ) -> Call:
     """A call of its own, of a job of its own unless ``task_id`` says otherwise."""
     number = next(_numbers)
@@ -64,9 +64,9 @@ class Watched(Scripts):
         self._user = user
 
     async def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        await self._admin.execute_command(
-            "ACL", "SETUSER", self._user, "resetkeys", *(f"~{key}" for key in keys)
-        )
+        allowed = [f"~{key}" for key in keys]
+        acl: Any = self._admin.execute_command
+        await acl("ACL", "SETUSER", self._user, "resetkeys", *allowed)
         reply = await super()._run(name, keys, args)
         for key in keys:
             kind = key.removeprefix(self._keys.prefix).partition(":")[0]
@@ -84,7 +84,7 @@ class Desk:
         self._workers: dict[str, Leases] = {}
 
     def worker(self, name: str = "w", lease_ms: int = LATER) -> Leases:
-        """A worker that has joined or not: its leases are ``lease_ms`` long."""
+        """The worker of that name; its leases are ``lease_ms`` long."""
         return self._workers.setdefault(name, Leases(self.store, f"{name}~{lease_ms}"))
 
     async def put(self, *calls: Call) -> list[str]:
@@ -124,7 +124,7 @@ class Desk:
 
     async def status(self, task_id: str) -> str | None:
         record = await self.record(task_id)
-        return record and str(record.status)
+        return str(record.status) if record else None
 
     async def ending(self, task_id: str) -> str | None:
         """How the job ended, None while it has not."""
@@ -186,22 +186,25 @@ async def opened(
     """A desk on the server at ``url``; its workers' groups are there."""
     store = Store(url, AppOptions(queue_name=queue, priorities=lanes, lease_ms=100))
     await store.open()
-    desk = Desk(store)
-    await desk.worker().join()
-    if not watched:
-        try:
-            yield desk
-        finally:
-            await store.close()
-        return
-    admin, link, user = store.server.client(timeout=5), store.server.client(timeout=5), queue
-    await admin.execute_command("ACL", "SETUSER", user, "reset", "on", "nopass", "&*", "+@all")
-    await link.execute_command("AUTH", user, "any")
-    store.server._scripts = Watched(store, admin, link, user)
     try:
-        yield desk
+        desk = Desk(store)
+        await desk.worker().join()
+        async with _watched(store, queue) if watched else contextlib.nullcontext():
+            yield desk
     finally:
-        await admin.execute_command("ACL", "DELUSER", user)
-        for one in (link, admin):
-            await one.aclose()
         await store.close()
+
+
+@contextlib.asynccontextmanager
+async def _watched(store: Store, user: str) -> AsyncIterator[None]:
+    admin, link = store.server.client(timeout=5), store.server.client(timeout=5)
+    acl: Any = admin.execute_command
+    try:
+        await acl("ACL", "SETUSER", user, "reset", "on", "nopass", "&*", "+@all")
+        await link.execute_command("AUTH", user, "any")  # type: ignore[no-untyped-call]
+        store.server._scripts = Watched(store, admin, link, user)
+        yield
+    finally:
+        await acl("ACL", "DELUSER", user)
+        await link.aclose()
+        await admin.aclose()

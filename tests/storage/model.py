@@ -58,6 +58,11 @@ class Run:
             Place.ENDED: JobState.COMPLETE,
         }.get(self.place, JobState.QUEUED)
 
+    @property
+    def may_expire(self) -> bool:
+        waits = self.place is not Place.ENDED and not self.swept
+        return waits and self.expiry is not Time.NEVER
+
 
 @dataclass
 class Model:

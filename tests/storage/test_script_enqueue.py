@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from qnb.storage.keys import job_hex
+from qnb.storage.records import pack_spec
 from qnb.storage.scripts import UNFINISHED_TTL_MS
 from tests.storage.desk import LATER, LOST, Desk, call
 
@@ -25,7 +28,7 @@ async def test_a_call_is_stored_once_however_often_it_is_sent(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize("when", [{}, {"delay_ms": LATER}], ids=["queued", "delayed"])
-async def test_an_unfinished_id_stays_as_it_is(desk: Desk, when: dict[str, int]) -> None:
+async def test_an_unfinished_id_stays_as_it_is(desk: Desk, when: dict[str, Any]) -> None:
     first = call("x", payload=b"first", **when)
     await desk.put(first)
     before = await desk.raw("HGETALL", desk.keys.job("x"))
@@ -109,6 +112,30 @@ async def test_a_delayed_record_outlives_its_delay(desk: Desk) -> None:
     assert await desk.ttl(desk.keys.job(id_)) > year + UNFINISHED_TTL_MS - 10_000
 
 
+@pytest.mark.parametrize(
+    "lane, due, expiry",
+    [
+        (1, f"+{10**25}", ""), (1, f"@{10**25}", ""), (1, "+nan", ""), (1, "@-1e25", ""),
+        (1, "5", ""), (1, "", 10**25), (1, "", "soon"), (2, "", ""), (0, "", ""), (10**25, "", ""),
+    ],
+)  # fmt: skip
+async def test_numbers_that_cannot_be_counted_are_refused_before_anything_is_written(
+    desk: Desk, lane: int, due: str, expiry: Any
+) -> None:
+    jobs = [desk.keys.job("fine"), desk.keys.job("bad")]
+    calls: list[Any] = [
+        (1, job_hex("fine"), pack_spec(call("fine").spec), b"call", "", 5),
+        (lane, job_hex("bad"), pack_spec(call("bad").spec), b"call", due, expiry),
+    ]
+    with pytest.raises(ResponseError, match=r"job 2: .*nothing was stored"):
+        await desk.store.server.scripts.enqueue(["default"], jobs, calls)
+    for kind in ("jobs", "fine", "bad"):
+        key = desk.keys.jobs if kind == "jobs" else desk.keys.job(kind)
+        assert not await desk.raw("EXISTS", key)
+    assert not await desk.indexed("expiring")
+    assert await desk.entries() == 0
+
+
 async def test_workers_are_told_when_something_will_be_due(
     desk: Desk, until: Callable[..., Awaitable[object]]
 ) -> None:
@@ -133,3 +160,11 @@ async def test_thousands_of_calls_arrive_in_order_and_in_their_lanes(two_lanes: 
     assert await two_lanes.store.sizes() == ({"low": 600, "high": 600}, 0)
     got = await two_lanes.claim(count=1_200)
     assert [c.spec for c in got] == [c.spec for c in calls[1::2] + calls[::2]]
+
+
+async def test_the_farthest_time_that_can_be_counted_is_kept(desk: Desk) -> None:
+    [id_] = await desk.put(call(delay_ms=10**14, expire_ms=10**14))
+    record = await desk.record(id_)
+    assert record is not None
+    assert record.scheduled_at == record.expires_at == record.enqueue_time + 10**14
+    assert await desk.abort(id_) == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from qnb.storage import leases
 from tests.storage.desk import LOST, Desk, call, overdue
 
 
@@ -51,3 +54,26 @@ async def test_the_index_forgets_jobs_whose_records_are_gone(desk: Desk) -> None
     await desk.raw("DEL", desk.keys.job(gone))
     assert await desk.worker().sweep_index() == 1
     assert await desk.store.index() == [desk.keys.job(kept)]
+
+
+async def test_jobs_that_are_there_do_not_hide_those_behind_them(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "INDEX_PAGE", 10)
+    there = await desk.put(*(call() for _ in range(25)))
+    gone = await desk.put(*(call() for _ in range(30)))
+    last = await desk.put(call())
+    await desk.raw("ZADD", desk.keys.jobs, 1, b"\xff no job")
+    await desk.raw("DEL", *map(desk.keys.job, gone))
+    total = sum([await desk.worker().sweep_index() for _ in range(6)])
+    assert total == len(gone)
+    assert set(await desk.store.index()) == {desk.keys.job(id_) for id_ in (*there, *last)}
+    await desk.raw("DEL", *map(desk.keys.job, there))
+    total = sum([await desk.worker().sweep_index() for _ in range(2)])
+    assert total == len(there)  # it begins anew
+
+
+async def test_whoever_asked_for_an_abort_is_shown_whatever_the_name_is(desk: Desk) -> None:
+    claimed = await desk.held()
+    await desk.raw("HSET", desk.keys.job(claimed.spec.task_id), "k", b"me\xff")
+    assert await desk.worker().asked([claimed]) == {claimed.ref: "me\ufffd"}

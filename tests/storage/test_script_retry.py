@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
 
 from qnb.storage.keys import job_hex
+from qnb.storage.records import Claimed
 from qnb.storage.scripts import UNFINISHED_TTL_MS
 from tests.storage.desk import FAILED, LATER, LOST, Desk, call
 
@@ -25,7 +30,7 @@ async def test_a_failed_attempt_is_followed_at_the_end_of_its_lane(desk: Desk) -
 
 
 async def test_a_delayed_one_waits_for_its_time(
-    desk: Desk, until: Callable[..., Awaitable[object]]
+    desk: Desk, until: Callable[..., Awaitable[list[Claimed]]]
 ) -> None:
     claimed = await desk.held()
     assert await desk.retry(claimed, LATER) == 1
@@ -40,12 +45,19 @@ async def test_a_delayed_one_waits_for_its_time(
     soon = await desk.held()
     assert await desk.retry(soon, 5) == 1
 
-    async def due() -> list[object]:
+    async def due() -> list[Claimed]:
         await desk.worker().tick()
-        return list(await desk.claim())
+        return await desk.claim()
 
     [again] = await until(due, "its time has come")
     assert (again.spec, again.attempt, again.starts) == (soon.spec, 2, 1)
+
+
+async def test_a_delay_beyond_all_reckoning_is_a_very_long_one(desk: Desk) -> None:
+    claimed = await desk.held()
+    assert await desk.retry(claimed, 1_000 * 2**100) == 1
+    assert await desk.status(claimed.spec.task_id) == "scheduled"
+    assert await desk.abort(claimed.spec.task_id) == 1
 
 
 async def test_a_retry_sent_twice_is_one(desk: Desk) -> None:
@@ -103,3 +115,19 @@ async def test_a_large_call_is_carried_on(desk: Desk) -> None:
     assert await desk.retry(large) == 1
     [again] = await desk.claim()
     assert again.call == b"L" * 100_000
+
+
+@pytest.mark.parametrize("at, bad", [(0, "nan"), (1, 10**25), (1, "-5"), (2, "1e25")])
+async def test_a_number_that_is_none_is_refused_before_anything_is_changed(
+    desk: Desk, at: int, bad: object
+) -> None:
+    claimed = await desk.held(call("x"))
+    before = await desk.raw("HGETALL", desk.keys.job("x"))
+    numbers: list[Any] = [claimed.attempt, 1, 0]
+    numbers[at] = bad
+    with pytest.raises(ResponseError, match="nothing was changed"):
+        await desk.store.server.scripts.retry(
+            desk.keys.lane("default"), "x", "default", claimed.entry, *numbers, b"", "", b""
+        )
+    assert await desk.raw("HGETALL", desk.keys.job("x")) == before
+    assert await desk.finish(claimed)

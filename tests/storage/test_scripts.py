@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import redis
 
+import qnb
+from qnb.errors import BrokerError
 from qnb.models import JobSpec, Policy, Report
 from qnb.registry import Cron
 from qnb.storage import scripts, server
@@ -50,9 +54,15 @@ async def _life(desk: Desk) -> None:
     back, again = await desk.claim(count=2)
     assert await desk.finish(back)
     assert await desk.finish(again, has_log=True)
-    assert await desk.store.rerun(replace(again.spec, nonce="again"))
+    record = await desk.record("x")
+    assert record is not None
+    assert await desk.store.log(record) == ("said\n", 5)
+    assert await desk.store.rerun(replace(again.spec, nonce="again"), b"call")
     assert await desk.abort(delayed) == 1
     assert await desk.store.sizes() == ({"default": 1}, 0)
+    assert await desk.store.keep_functions({"ab": 1}) == ["ab"]
+    await desk.store.put_function("ab", b"code")
+    assert await desk.store.function("ab") == b"code"
     assert await worker.sweep_index() == 0
     await worker.leave("w")
 
@@ -80,18 +90,63 @@ async def test_a_server_that_forgets_them_at_any_moment_is_no_matter(
     assert sorted(seen) == SCRIPTS
 
 
-async def test_a_user_who_may_touch_one_queue_needs_no_more(any_url: str, queue: str) -> None:
-    rules = ["reset", "on", ">pw", "+@all", "-@admin", f"~qnb:{{{queue}}}:*", f"&qnb:{{{queue}}}:*"]
-    with redis.Redis.from_url(any_url) as admin:
-        admin.execute_command("ACL", "SETUSER", queue, *rules)  # type: ignore[no-untyped-call]
+#: all that clients and workers ever send, and their scripts
+COMMANDS = [
+    "ping", "hello", "auth", "client|setinfo", "select", "time", "multi", "exec",
+    "get", "set", "del", "exists", "pexpire", "pttl",
+    "hset", "hget", "hmget", "hdel", "hincrby", "rpush", "lpop", "lrange",
+    "zadd", "zrem", "zrange", "zrangebyscore", "zremrangebyscore", "zscore", "zcard",
+    "xadd", "xreadgroup", "xrange", "xack", "xdel", "xclaim", "xpending", "xlen",
+    "xgroup|create", "xgroup|delconsumer", "xinfo|groups",
+    "eval", "evalsha", "subscribe", "unsubscribe", "publish",
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _limited(url: str, queue: str, *rules: str) -> Iterator[str]:
+    """The URL of a user who may use one queue with these commands, and do nothing else."""
+    with redis.Redis.from_url(url) as admin:
+        acl = [f"+{name}" for name in COMMANDS if name != "client|setinfo"]
+        limits = ["reset", "on", ">pw", "-@all", *acl, f"~qnb:{{{queue}}}:*", *rules]
+        admin.execute_command("ACL", "SETUSER", queue, *limits)
+        with contextlib.suppress(redis.ResponseError):  # unknown before Redis 7.2
+            admin.execute_command("ACL", "SETUSER", queue, "+client|setinfo")
         try:
-            parts = urlsplit(any_url)
-            url = urlunsplit(parts._replace(netloc=f"{queue}:pw@{parts.netloc}"))
-            async with opened(url, queue, watched=False) as desk:
-                assert await desk.raw("ACL", "WHOAMI") == queue.encode()
-                await _life(desk)
+            parts = urlsplit(url)
+            yield urlunsplit(parts._replace(netloc=f"{queue}:pw@{parts.netloc}"))
         finally:
-            admin.execute_command("ACL", "DELUSER", queue)  # type: ignore[no-untyped-call]
+            admin.execute_command("ACL", "DELUSER", queue)
+
+
+async def test_a_user_who_may_touch_one_queue_needs_no_more(any_url: str, queue: str) -> None:
+    with _limited(any_url, queue, f"&qnb:{{{queue}}}:*") as url:
+        async with opened(url, queue, watched=False) as desk:
+            await _life(desk)
+            async with desk.hearing(desk.keys.channel("me")):
+                pass
+            for command in (("CONFIG", "GET", "*"), ("INFO",), ("KEYS", "*"), ("GET", "other")):
+                with pytest.raises(BrokerError, match="does not permit"):
+                    await desk.raw(*command)
+
+
+async def test_a_user_who_may_not_hear_is_told_so_at_once(any_url: str, queue: str) -> None:
+    with _limited(any_url, queue, "resetchannels") as url:
+        app = qnb.App(url, queue)
+        task = app.task(name="f")(abs)
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                with pytest.raises(BrokerError, match=f"channels '&qnb:{{{queue}}}:\\*'"):
+                    await task.enqueue(1)
+
+
+async def test_a_wrong_password_ends_a_subscription(any_url: str, queue: str) -> None:
+    with _limited(any_url, queue, f"&qnb:{{{queue}}}:*") as url:
+        async with opened(url, queue, watched=False) as desk:
+            with redis.Redis.from_url(any_url) as admin:
+                admin.execute_command("ACL", "SETUSER", queue, "resetpass", ">other")
+            async with asyncio.timeout(5):
+                with pytest.raises(BrokerError, match="refused the login"):
+                    await anext(desk.store.hear(desk.keys.channel("me"), lambda: None))
 
 
 @pytest.fixture
@@ -113,7 +168,7 @@ def cluster_url(tmp_path: Path, wait_until: Callable[..., object]) -> Iterator[s
 
             def told(*command: str) -> bytes:
                 try:
-                    return bytes(link.execute_command(*command))  # type: ignore[no-untyped-call]
+                    return bytes(link.execute_command(*command))
                 except (redis.ConnectionError, redis.BusyLoadingError):
                     return b""
 

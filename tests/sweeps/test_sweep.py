@@ -53,7 +53,7 @@ def test_map_calls_by_position_with_equally_long_iterables(serving: qnb.App) -> 
         return x**y
 
     assert asyncio.run(_await(power.map([2, 3], iter([3, 2])))) == [8, 9]
-    with pytest.raises(qnb.InvalidOption, match="3 iterables"):
+    with pytest.raises(qnb.InvalidOption, match=r"map\(\) was given 3"):
         power.map([1], [1], [1])
     with pytest.raises(qnb.InvalidOption):
         power.map([1, 2], [1])
@@ -82,7 +82,7 @@ def test_an_empty_sweep_has_ended_and_has_a_frame(app: qnb.App) -> None:
     def f(x: int) -> int:
         return x
 
-    sweep = f.grid(x=[])
+    sweep = f.map([])
     assert asyncio.run(_await(sweep.wait(1))) == []
     assert len(sweep.frame()) == 0
 
@@ -144,3 +144,33 @@ def test_jobs_frame_has_every_column_also_when_empty(app: qnb.App, tmp_path: Any
     assert app.jobs_frame(task=f, limit=1)["fn_name"].tolist() == ["f"]
     assert len(app.jobs_frame(task="nothing")) == 0
     app.jobs_frame(params="text").to_parquet(tmp_path / "jobs.parquet")
+
+
+def test_every_way_to_fan_out_gives_its_points_in_order(serving: qnb.App) -> None:
+    @serving.task
+    async def pair(x: float, y: float = 0) -> tuple[float, float]:
+        return x, y
+
+    frame = pd.DataFrame({"x": [1, 2], "y": [3, 4], "note": ["a", "b"]})
+    space = qnb.grid(x=[1, 2]) * qnb.zip(y=[3, 4]) + qnb.points([{"x": 9}])
+    sweeps = {
+        "starmap": (pair.starmap([(1, 2), (3, 4)]), [(1, 2), (3, 4)]),
+        "zip": (pair.zip(x=[1, 2], y=5), [(1, 5), (2, 5)]),
+        "star": (pair.star({"x": 0, "y": 0}, x=[0, 1], y=[2]), [(0, 0), (1, 0), (0, 2)]),
+        "rows": (pair.rows(frame, ["x", "y"]), [(1, 3), (2, 4)]),
+        "space": (pair.sweep(space), [(1, 3), (1, 4), (2, 3), (2, 4), (9, 0)]),
+        "dicts": (pair.sweep([{"x": 1}, {"x": 2, "y": 3}]), [(1, 0), (2, 3)]),
+        "union": (pair.sweep([{"x": [1, 2]}, {"x": [3], "y": [4]}]), [(1, 0), (2, 0), (3, 4)]),
+    }
+    for way, (sweep, points) in sweeps.items():
+        assert [tuple(v) for v in asyncio.run(_await(sweep.wait(10)))] == points, way
+    found = sweeps["space"][0].frame()
+    assert found["x"].tolist() == [1, 1, 2, 2, 9]
+    assert found["y"].isna().tolist() == [False] * 4 + [True]
+    drawn = pair.sample(8, seed=1, x=(0, 3), y=(0.0, 1.0)).wait(10).frame()
+    assert set(drawn["x"]) <= {0, 1, 2, 3}
+    assert drawn["y"].between(0, 1).all()
+    again = pair.sample(8, seed=1, x=(0, 3), y=(0.0, 1.0)).wait(10).frame()
+    assert drawn["y"].tolist() == again["y"].tolist()
+    with pytest.raises(qnb.InvalidOption, match="does not say how many points"):
+        pair.sweep({"x": i} for i in range(3))

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qnb.errors import BrokerError, EncodingError, PayloadTooLarge, SignatureError
+from qnb.errors import BrokerError, EncodingError, PayloadTooLarge, SignatureError, StoreFull
 from qnb.options import AppOptions
 from qnb.storage.blobs import Blobs, blobs_of
 from qnb.wire.codec import Codec
@@ -87,6 +87,8 @@ def test_what_is_missing_or_changed_is_refused_with_the_store_and_the_remedy(
         (folder / digest.hex()).write_bytes(b"CONTENT")
         with pytest.raises(SignatureError, match="refused unread"):
             store.get(digest, 7)
+        assert store.put([b"content"]) == digest  # and it is not in the way of a sound one
+        assert store.get(digest, 7) == b"content"
         (folder / digest.hex()).write_bytes(b"longer content")
         with pytest.raises(SignatureError, match="refused unread"):
             store.get(digest, 7)
@@ -103,6 +105,28 @@ def test_a_sweep_deletes_what_nobody_stored_for_so_long(folder: Path) -> None:
         os.utime(file, (1, 1))
     assert blobs.sweep(3600) == 1
     assert _names(folder) == [new.hex()]
+
+
+def test_a_damaged_copy_of_a_sound_blob_is_fetched_again(folder: Path) -> None:
+    blobs = blobs_of("near", "memory://" + str(folder), None)
+    assert blobs is not None
+    digest = blobs.put([b"content"])
+    assert blobs.get(digest, 7) == b"content"
+    near = Path(os.environ["XDG_DATA_HOME"]) / "qnb" / "blobs" / "near" / digest.hex()
+    near.write_bytes(b"CONTENT")
+    assert blobs.get(digest, 7) == b"content"
+    assert near.read_bytes() == b"content"
+
+
+def test_a_full_disk_is_said_to_be_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = blobs_of("q", str(folder), None)
+    assert blobs is not None
+    open_ = os.open
+    monkeypatch.setattr(os, "open", lambda *_: open_("/dev/full", os.O_WRONLY))
+    with pytest.raises(StoreFull, match="No space left on device"):
+        blobs.put([b"content"])
+    monkeypatch.undo()
+    assert blobs.get(blobs.put([b"content"]), 7) == b"content"
 
 
 def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:

@@ -201,3 +201,125 @@ print(call_digest("f", (pd.DataFrame({"a": [1], "s": ["x"]}), ), {}))
         "cc8346cc7a2eb597b95da9e5bbf19a58",
         "2afc659e8908bf5f6e2f5f9a86e9d329",
     ]
+
+
+# --- classes of an installed package, which hold more than one sees at first ---------------------
+
+CLASSES = """
+import dataclasses, typing, collections
+
+@dataclasses.dataclass
+class Listed(list):
+    x: int = 0
+
+class Slotted:
+    __slots__ = ("hidden",)
+
+@dataclasses.dataclass
+class OverSlots(Slotted):
+    x: int = 0
+
+@dataclasses.dataclass(slots=True)
+class Plain:
+    x: int = 0
+
+class Point(typing.NamedTuple):
+    x: int = 0
+
+class Named(Point):
+    pass
+
+@dataclasses.dataclass
+class Queued(collections.deque):
+    x: int = 0
+
+class Tags(set):
+    pass
+
+class Broken:
+    def __reduce__(self):
+        raise ValueError("no way")
+
+class BadKey:
+    def __init__(self, text): self.text = text
+    def __hash__(self): return 1
+    def __repr__(self): raise KeyError("repr")
+    def __reduce__(self): return BadKey, (self.text,)
+"""
+
+
+@pytest.fixture
+def classes(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Importable here and taken for installed: by-value functions know no such module."""
+    module = types.ModuleType("qnb_test_classes")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(CLASSES, vars(module))  # noqa: S102 - the test's own text
+    monkeypatch.setattr("qnb.wire.origins.installed", lambda name: True)
+    return module
+
+
+def test_what_a_class_holds_beside_its_fields_counts(classes: Any) -> None:
+    listed, other = classes.Listed(), classes.Listed()
+    listed += [1]
+    assert value_digest(listed) != value_digest(other)
+    one, two = classes.OverSlots(), classes.OverSlots()
+    one.hidden, two.hidden = 1, 2
+    assert value_digest(one) != value_digest(two)
+    one, two = classes.Named(1), classes.Named(1)
+    assert value_digest(one) == value_digest(two)
+    one.note = "first"
+    assert value_digest(one) != value_digest(two)
+    one, two = classes.Queued(), classes.Queued()
+    one.append(1)
+    assert value_digest(one) != value_digest(two)
+    assert value_digest(classes.Plain(1)) == value_digest(classes.Plain(1))
+    assert value_digest(classes.Plain(1)) != value_digest(classes.Plain(2))
+
+
+def test_a_set_of_a_class_of_its_own_has_no_order(classes: Any) -> None:
+    words = [f"word {number}" for number in range(50)]
+    one, other = classes.Tags(words), classes.Tags(reversed(words))
+    grown = classes.Tags([*words, *range(1000)]) - set(range(1000))  # another table, another order
+    grown = classes.Tags(grown)
+    assert value_digest(one) == value_digest(other) == value_digest(grown)
+    assert value_digest(one) != value_digest(classes.Tags(words[1:]))
+    one.note = 1
+    assert value_digest(one) != value_digest(other)
+
+
+def _dirty(array: np.ndarray[Any, Any], padding: int) -> np.ndarray[Any, Any]:
+    """A copy of ``array`` in memory that held ``padding`` before."""
+    raw = np.full(array.nbytes, padding, np.uint8)
+    copy = raw.view(array.dtype).reshape(array.shape)
+    if array.dtype.names:
+        for name in array.dtype.names:
+            copy[name] = array[name]
+    else:
+        copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([(1, 2.5), (3, 4.5)], dtype=np.dtype([("a", "i1"), ("b", "f8")], align=True)),
+        np.array([(1, [2, 3])], dtype=np.dtype([("a", "i1"), ("b", "i4", 2)], align=True)),
+        np.array([0.1, -0.0, 1e4000], dtype=np.longdouble),
+        np.array([0.1 + 2j], dtype=np.clongdouble),
+    ],
+    ids=["aligned", "nested", "longdouble", "clongdouble"],
+)
+def test_bytes_that_mean_nothing_do_not_count(array: Any) -> None:
+    clean, dirty = _dirty(array, 0), _dirty(array, 0xFF)
+    assert value_digest(clean) == value_digest(dirty)
+    assert value_digest(clean[0]) == value_digest(dirty[0])
+    other = clean.copy()
+    other[0] = 0
+    assert value_digest(clean) != value_digest(other)
+
+
+def test_an_error_of_a_part_names_it(classes: Any) -> None:
+    with pytest.raises(EncodingError, match=r"value\['k'\]\[1\] is of type .*Broken: no way"):
+        value_digest({"k": [1, classes.Broken()]})
+    with pytest.raises(EncodingError, match=r"^value.* is of type .*Broken"):
+        value_digest({classes.BadKey("k"): classes.Broken()})

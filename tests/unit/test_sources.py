@@ -7,6 +7,7 @@ import linecache
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,3 +139,34 @@ def test_a_function_is_the_same_wherever_the_rest_of_its_file_goes() -> None:
             inspect.getsource(codec.unpack_function(digest, blob)) == "def task():\n    return 1\n"
         )
     assert digests[0] == digests[1]
+
+
+@pytest.mark.usefixtures("_clean")
+def test_ones_own_file_is_read_again_once_it_is_newer_than_what_arrived(tmp_path: Path) -> None:
+    file = tmp_path / "shop.py"
+    sources.prime({str(file): ("shop.py", "theirs = 1\n")})
+    assert sources.collect([str(file)])[str(file)][1] == "theirs = 1\n"
+    file.write_text("mine = 1\n")
+    os.utime(file, (2e9, 2e9))
+    assert sources.collect([str(file)]) == {str(file): (str(file), "mine = 1\n")}
+    assert sources.label(str(file)) == str(file)
+
+
+@pytest.mark.usefixtures("_clean")
+def test_the_file_of_a_module_comes_before_what_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources.prime({"/far/away.py": ("away.py", "theirs = 1\n")})
+    module = types.ModuleType("away")
+    module.__file__ = "/far/away.py"
+    monkeypatch.setitem(sys.modules, "away", module)
+    assert sources.collect(["/far/away.py"]) == {}
+
+
+@pytest.mark.usefixtures("_clean")
+def test_only_so_many_files_of_others_are_kept() -> None:
+    for number in range(sources.KEPT + 50):
+        sources.prime({f"<far>/{number}": (f"Cell {number}", "x = 1\n")})
+        sources.prime({"<far>/often": ("often", "x = 1\n")})
+    kept = [name for name in linecache.cache if name.startswith("<far>/")]
+    assert len(kept) == len(sources._arrived) == sources.KEPT
+    assert sources.label("<far>/often") == "often"
+    assert "<far>/0" not in kept

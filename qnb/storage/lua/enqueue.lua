@@ -2,18 +2,35 @@
 --
 -- A job whose id is already waiting or running is left as it is, and so is a repeated send of the
 -- very same call (its spec carries a nonce); a complete one is replaced by a fresh run, whose attempt
--- numbers go on from the old one's: a worker that still holds that one stays fenced.
+-- numbers go on from the old one's: a worker that still holds that one stays fenced. Numbers are
+-- checked before anything is written: what the server cannot count would stop it half-way through.
 --
 -- KEYS  1 jobs index; then per lane: lane, delayed, expiring; then one job per call, no job twice
 -- ARGV  1 number of lanes; 2 time to live of an unfinished job (ms)
 --       3 most bytes of a call that ride in the lane's entry; 4 control channel
 --       then per job: lane (1-based), job hex, spec, call,
---       due: '' now, '+n' in n ms, '@n' at epoch ms n; expiry: '' never, else n ms from now
+--       due: '' now, '+n' in n ms, '@n' at epoch ms n; expiry: '' never, else n ms from now;
+--       each n whole, and at most 10^14: 3,000 years
 -- Returns one number per job: its enqueue time (ms), later than that of the run before it if there
 -- was one, or 0 if it was there already.
-local index, lanes, ttl, inline = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local function whole(text, most)
+  local n = string.match(text, '^%d+$') and tonumber(text)
+  return n and n <= most and n
+end
+local index, ever = KEYS[1], 1e14
+local lanes, ttl, inline = whole(ARGV[1], 1e6), whole(ARGV[2], ever), whole(ARGV[3], ever)
+if not (lanes and ttl and inline) then return redis.error_reply('ERR lanes, time to live or size is no number') end
 local first = 1 + 3 * lanes
 local count = #KEYS - first
+if count < 0 or #ARGV ~= 4 + 6 * count then return redis.error_reply('ERR KEYS and ARGV do not fit each other') end
+for i = 1, count do
+  local at = 6 * i - 1
+  local lane, when, expiry = whole(ARGV[at], lanes), ARGV[at + 4], ARGV[at + 5]
+  local due_is_sound = when == '' or (string.find(when, '^[+@]') and whole(string.sub(when, 2), ever))
+  if not (lane and lane > 0 and due_is_sound and (expiry == '' or whole(expiry, ever))) then
+    return redis.error_reply('ERR job ' .. i .. ': its lane, due time or expiry is no number up to 10^14; nothing was stored')
+  end
+end
 local known = {}
 for i = 1, count do
   known[i] = redis.call('HMGET', KEYS[first + i], 's', 'm', 'a', 't')

@@ -13,7 +13,7 @@ local reply = {}
 for i = 5, #KEYS do
   local job, at = KEYS[i], 4 * (i - 4)
   local hex, channel = ARGV[at], ARGV[at + 2]
-  local record = redis.call('HMGET', job, 's', 'x', 'e')
+  local record = redis.pcall('HMGET', job, 's', 'x', 'e') -- an error, if the key is of another type
   local state, entry = record[1], record[3]
   reply[i - 4] = 0
   if (state ~= 'q' and state ~= 'd') or not record[2] then
@@ -24,10 +24,11 @@ for i = 5, #KEYS do
     local held = false
     if state == 'q' then
       local stream = KEYS[3]
+      if not entry then entry = '' end
       if string.sub(entry, 1, 1) == 'b' then stream, entry = KEYS[4], string.sub(entry, 2) end
       local pending = redis.pcall('XPENDING', stream, group, entry, entry, 1) -- no group: no worker yet
       held = not pending.err and #pending > 0
-      if not held then redis.call('XDEL', stream, entry) end
+      if not held then redis.pcall('XDEL', stream, entry) end
     else
       redis.call('ZREM', KEYS[2], hex)
     end

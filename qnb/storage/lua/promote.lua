@@ -9,10 +9,12 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local moved = 0
 for i = 3, #KEYS do
   local job, hex = KEYS[i], ARGV[i - 1]
-  local record = redis.call('HMGET', job, 's', 'd', 'a', 'n', 'c', 't', 'm', 'p', 'x')
-  if record[1] ~= 'd' then
+  local record = redis.pcall('HMGET', job, 's', 'd', 'a', 'n', 'c', 't', 'm', 'p', 'x')
+  local whole = record[1] == 'd' and record[3] and record[4] and record[6] and record[7] and record[8]
+  local due = whole and tonumber(record[2] or '')
+  if not due then -- no longer delayed; or not a job at all: anybody may have written it
     redis.call('ZREM', delayed, hex)
-  elseif tonumber(record[2]) <= now then
+  elseif due <= now then
     local entry = {'j', hex, 'a', record[3], 'n', record[4], 'c', record[5] or 0, 't', record[6], 'm', record[7]}
     if #record[8] <= inline then
       entry[#entry + 1] = 'p'
