@@ -29,6 +29,9 @@ log = logging.getLogger("qnb.worker")
 #: seconds a claim waits for a job before it looks around
 CLAIM_BLOCK = 1.0
 
+#: seconds that a cancelled claim has to end before its connection is closed
+CANCEL = 0.05
+
 #: seconds of work per slot that is claimed ahead with prefetch="auto", and most jobs in all
 AHEAD = 0.02
 AHEAD_JOBS = 256
@@ -214,9 +217,11 @@ class Intake:
             stop.cancel()
             if not claim.done():  # what it was about to get is found by `unseen`
                 claim.cancel()
-                with contextlib.suppress(asyncio.CancelledError, BrokerError):
-                    await claim
-                await self._leases.drop_claim()
+                await asyncio.wait((claim,), timeout=CANCEL)
+                await self._leases.drop_claim()  # ends it, should it have missed that
+                await asyncio.wait((claim,))
+                if not claim.cancelled():
+                    claim.exception()
         return []
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, list[Claimed]]) -> list[Claimed]:
