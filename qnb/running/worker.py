@@ -28,9 +28,9 @@ from qnb.running.executors import Executor, SlotDied, SlotLost
 from qnb.running.intake import LEAVE, Intake
 from qnb.running.newsroom import Newsroom
 from qnb.running.timers import Timers
+from qnb.storage.keys import UNFINISHED_TTL_MS
 from qnb.storage.leases import Leases
 from qnb.storage.records import Claimed, Finished
-from qnb.storage.scripts import UNFINISHED_TTL_MS
 from qnb.storage.store import Store, aborted, expired
 from qnb.wire.codec import Codec
 

@@ -48,10 +48,15 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-__all__ = ["EXPIRING", "GROUP", "STRUCTURAL", "KeySpace", "is_hex", "job_hex"]
+__all__ = [
+    "EXPIRING", "GROUP", "STRUCTURAL", "UNFINISHED_TTL_MS", "KeySpace", "is_hex", "job_hex",
+]  # fmt: skip
 
 #: the consumer group on every lane
 GROUP = "qnb"
+
+#: an unfinished job's record lives this long
+UNFINISHED_TTL_MS = 30 * 24 * 3600 * 1000
 
 #: kinds of key that stay; each is bounded by what is waiting, or swept
 STRUCTURAL = ("lane", "back", "delayed", "expiring", "jobs", "workers")

@@ -15,16 +15,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from qnb.storage.keys import GROUP, KeySpace
+from qnb.storage.keys import GROUP, UNFINISHED_TTL_MS, KeySpace
 from qnb.storage.records import MAX_LOST_STARTS
 
-__all__ = ["INLINE", "UNFINISHED_TTL_MS", "Scripts"]
+__all__ = ["INLINE", "Scripts"]
 
 #: most bytes of a call that ride in the lane's entry; a larger one is fetched from the record
 INLINE = 16 * 1024
-
-#: an unfinished job's record lives this long
-UNFINISHED_TTL_MS = 30 * 24 * 3600 * 1000
 
 #: most bytes of a job's log
 LOG_BYTES = 1_000_000

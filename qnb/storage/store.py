@@ -16,7 +16,7 @@ from qnb.clock import backoff
 from qnb.models import Ending, Failure, JobRecord, JobSpec, JobState, Outcome
 from qnb.options import AppOptions
 from qnb.storage.connection import Connection, Refused, cancellable
-from qnb.storage.keys import KeySpace, is_hex, job_hex
+from qnb.storage.keys import UNFINISHED_TTL_MS, KeySpace, is_hex, job_hex
 from qnb.storage.records import (
     FIELDS,
     Call,
@@ -32,7 +32,6 @@ from qnb.storage.records import (
     unpack_worker,
     unreadable,
 )
-from qnb.storage.scripts import UNFINISHED_TTL_MS
 
 if TYPE_CHECKING:
     from redis.asyncio.client import PubSub

@@ -148,8 +148,8 @@ def test_no_file_and_no_function_has_become_a_concept_waiting_to_be_named() -> N
                 assert (node.end_lineno or 0) - node.lineno < 70, f"{name}.{node.name}"
 
 
-def test_importing_qnb_loads_nothing_heavy() -> None:
-    code = "import sys, qnb; print(*{name.partition('.')[0] for name in sys.modules})"
+def test_importing_qnb_and_making_an_app_loads_nothing_heavy() -> None:
+    code = "import sys, qnb; qnb.App(); print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from qnb.storage.keys import job_hex
+from qnb.storage.keys import UNFINISHED_TTL_MS, job_hex
 from qnb.storage.records import pack_spec
-from qnb.storage.scripts import UNFINISHED_TTL_MS
 from tests.storage.desk import LATER, LOST, Desk, call
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qnb.storage.scripts import UNFINISHED_TTL_MS
+from qnb.storage.keys import UNFINISHED_TTL_MS
 from tests.storage.desk import Desk, call
 
 DAY = 24 * 3600 * 1000
