@@ -88,11 +88,23 @@ def kill_tree(pid: int) -> None:
 
 
 def kill_marked(mark: str) -> None:
-    """End what a slot that is gone has left behind: all processes that carry its mark."""
+    """End what a slot that is gone has left behind, all processes that carry its mark; returns when
+    they are gone. What they start meanwhile carries it too, and is found in the next round.
+    """
+    deadline = time.monotonic() + GONE
+    while (marked := _marked(mark)) and time.monotonic() < deadline:
+        _each(marked, "kill")
+        while any(map(_lives, marked)) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+
+def _marked(mark: str) -> list[int]:
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                process.kill()
+                found.append(process.pid)
+    return [pid for pid in found if _lives(pid)]
 
 
 _PR_SET_CHILD_SUBREAPER = 36
