@@ -15,6 +15,7 @@ import threading
 from collections.abc import Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait as wait_for_all
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,11 +25,16 @@ from typing import Any, Generic, TypeVar
 from qnb.clock import seconds
 from qnb.errors import QnbError
 
-__all__ = ["Command", "apart", "arrived", "loop", "run", "spawn"]
+__all__ = ["Command", "apart", "arrived", "loop", "owe", "run", "spawn"]
 
 T = TypeVar("T")
 
 log = logging.getLogger("qnb")
+
+#: seconds that the end of a process waits for what is owed
+OWED = 30.0
+
+_owed: set[Future[Any]] = set()
 
 #: seconds after which an error that nobody has asked for is logged
 UNASKED = 1.0
@@ -176,11 +182,18 @@ def _tell_if_unasked(what: str, state: _Asked, future: Future[Any]) -> None:
         timer.start()
 
 
+def owe(future: Future[Any]) -> None:
+    """Let this process not end before ``future`` is done, for :data:`OWED` seconds at most."""
+    _owed.add(future)
+    future.add_done_callback(_owed.discard)
+
+
 def _close() -> None:
-    """Cancel what still runs and end the thread, so that the process can leave quietly."""
+    """Finish what is owed, cancel what else runs and end the thread: the process may leave."""
     global _loop
     if _loop is None or _pid != os.getpid() or _thread is None:
         return
+    wait_for_all(tuple(_owed), OWED)
     ending, _loop = _loop, None
 
     async def cancel_all() -> None:

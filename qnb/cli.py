@@ -96,6 +96,12 @@ _url = click.option(
 _queue = click.option(
     "--queue", metavar="NAME", help="The queue, where no app names one. Default: default."
 )
+_lanes = click.option(
+    "--lanes",
+    callback=lambda _, __, text: text and [lane.strip() for lane in text.split(",")],
+    metavar="LOW,...,HIGH",
+    help="Its lanes, where no app names them: its priorities=, lowest first. Default: default.",
+)
 
 
 _WORKER = """\
@@ -163,6 +169,7 @@ Logs      Go to standard error; those of app.start_workers() to
 )
 @_url
 @_queue
+@_lanes
 @click.option(
     "--key-file",
     metavar="FILE",
@@ -177,6 +184,7 @@ def worker(  # noqa: PLR0913 - one per option of the command
     executor: str | None,
     url: str | None,
     queue: str | None,
+    lanes: list[str] | None,
     key_file: str | None,
 ) -> None:
     """Run the jobs of one queue; :data:`_WORKER` teaches how."""
@@ -194,7 +202,7 @@ def worker(  # noqa: PLR0913 - one per option of the command
     # what a notebook's pool gave
     pool = json.load(sys.stdin) if os.environ.pop(OPTIONS_VARIABLE, None) else {}
     app = _with_attribute(app)
-    found = _app(app, url, queue, **pool.get("options", {}))
+    found = _app(app, url, queue, lanes, **pool.get("options", {}))
     options = found._client.options
     if key_file is not None:
         options = dataclasses.replace(options, key_file=key_file)
@@ -226,16 +234,22 @@ def _with_attribute(app: str | None) -> str | None:
     return app if app is None or ":" in app else f"{app}:app"
 
 
-def _app(name: str | None, url: str | None, queue: str | None, **options: Any) -> App:
+def _app(
+    name: str | None, url: str | None, queue: str | None, lanes: list[str] | None, **options: Any
+) -> App:
     """The app called MODULE:APP, or one made of what the command was given."""
     from qnb.app import App
 
     if name is None:
-        return App(url, **{"queue_name": queue or "default", **options})
-    if queue is not None:
-        raise click.UsageError(
-            f"--queue {queue!r}: the app {name!r} names its queue; leave one of them out"
-        )
+        given: dict[str, Any] = {"queue_name": queue or "default"}
+        if lanes:
+            given["priorities"] = lanes
+        return App(url, **{**given, **options})
+    for option, value in (("--queue", queue), ("--lanes", lanes)):
+        if value is not None:
+            raise click.UsageError(
+                f"{option} {value!r}: the app {name!r} names its own; leave one of them out"
+            )
     found = _found("MODULE:APP", name)
     if not isinstance(found, App):
         raise click.UsageError(f"{name!r} is {found!r}. Expected a qnb.App")
@@ -277,6 +291,7 @@ def _modules_beside(name: str) -> list[str]:
 @click.argument("app", required=False, metavar="[MODULE:APP]")
 @_url
 @_queue
+@_lanes
 @click.option("--json", "is_json", is_flag=True, help="One JSON object; with --watch, one a line.")
 @click.option(
     "--watch",
@@ -286,17 +301,23 @@ def _modules_beside(name: str) -> list[str]:
     flag_value="2",
     help="Look again and again, every 2 seconds or so many, until Ctrl-C.",
 )
-def status(
-    app: str | None, url: str | None, queue: str | None, is_json: bool, watch: float | None
+def status(  # noqa: PLR0913 - one per option of the command
+    app: str | None,
+    url: str | None,
+    queue: str | None,
+    lanes: list[str] | None,
+    is_json: bool,
+    watch: float | None,
 ) -> None:
     """What waits in a queue, what runs, and who serves it.
 
-    The queue is that of MODULE:APP, or --queue. Lanes are shown in the order in which they are
-    drained. A worker says how it is every few seconds; one that has not been heard for 15 is gone.
+    The queue is that of MODULE:APP, or --queue and --lanes. Lanes are shown in the order in which
+    they are drained. A worker says how it is every few seconds; one that has not been heard for 15
+    is gone.
 
     Exit status 1: jobs wait and no worker serves them, or the server does not answer.
     """
-    client = _app(_with_attribute(app), url, queue)._client
+    client = _app(_with_attribute(app), url, queue, lanes)._client
     look = _Look(url or client.url, client.options, is_json)
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(asyncio.run(look.once() if watch is None else look.watch(watch)))

@@ -43,7 +43,7 @@ class Job(Displayed, Generic[R]):
     def __init__(self, client: Client, task_id: str, seen: JobRecord | None = None) -> None:
         self.id = task_id
         self._client = client
-        self._seen = seen or JobRecord(task_id, "", "", JobState.NOT_FOUND, 0)
+        self._seen = seen or JobRecord(task_id, "", "", JobState.QUEUED, 0)  # not looked at yet
         self._watchers: list[Callable[[], None]] = []
 
     # -- asking (coroutines) -------------------------------------------------------------------
@@ -60,7 +60,9 @@ class Job(Displayed, Generic[R]):
 
     async def status(self) -> JobState:
         """Where the job is: queued, scheduled, running, complete or not_found."""
-        return await self._client.status(self.id)
+        status = await self._client.status(self.id)
+        self._seen = replace(self._seen, status=status)
+        return status
 
     async def info(self) -> TaskInfo | None:
         """What an unfinished job is; None when it has ended or is unknown."""
@@ -213,6 +215,8 @@ class Job(Displayed, Generic[R]):
             end()
 
     def __repr__(self) -> str:
+        if not self._seen.fn_name and self._seen.status is JobState.QUEUED:
+            return f"<Job {self.id!r}>"
         name = f" of {self._seen.fn_name!r}" if self._seen.fn_name else ""
         return f"<Job {self.id!r}{name}: {self._seen.status}>"
 

@@ -58,6 +58,7 @@ class LoopLink:
         """Be closed with the loop that runs, or when nobody holds ``owner`` any more."""
         loop = asyncio.get_running_loop()
         self._abandoned = finalize(owner, _abandon, self, loop)
+        self._abandoned.atexit = False  # the end of the process has its own order (bridge)
         self._keeper = _closed_with_loop(self)
         await anext(self._keeper)
 

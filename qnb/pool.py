@@ -71,7 +71,7 @@ class Pool(Displayed):
     @property
     def slots(self) -> int:
         """How many jobs the local workers run at a time."""
-        return sum(int(says["slots"]) for says in _staying(self._workers()).values())
+        return sum(int(says["slots"]) for says in self._serving().values())
 
     def scale(
         self,
@@ -91,7 +91,7 @@ class Pool(Displayed):
         idle = linger_seconds(linger)
         most = None if max_memory is None else byte_size("max_memory", max_memory)
         with self._turn() as logs:
-            workers = _staying(self._workers())
+            workers = self._serving()
             have = sum(int(says["slots"]) for says in workers.values())
             leaving = []
             for says in workers.values():
@@ -133,6 +133,15 @@ class Pool(Displayed):
             worker: says
             for worker, says in bridge.run(ask()).items()
             if says.get("pool") and says["host"] == here and _lives(int(says["pid"]))
+        }
+
+    def _serving(self) -> dict[str, dict[str, Any]]:
+        """Those that stay, and read every lane of this app."""
+        lanes = set(self._client.options.priorities)
+        return {
+            worker: says
+            for worker, says in _staying(self._workers()).items()
+            if lanes <= set(says.get("lanes", ()))
         }
 
     @contextlib.contextmanager

@@ -222,7 +222,9 @@ class Task(Generic[P, R]):
             signature.bind(*args, **kwargs)
         except TypeError as error:
             unknown = [word for word in kwargs if word not in signature.parameters]
-            remedy = "".join(hint(word, signature.parameters) for word in unknown)
+            remedy = "".join(
+                f" It has no {word!r}.{hint(word, signature.parameters)}" for word in unknown
+            )
             options = [word for word in unknown if word in TaskOptions.__dataclass_fields__]
             if options:
                 remedy = f" Options go apart: task.options({options[0]}=...)"

@@ -429,6 +429,7 @@ class Worker:
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "slots": self._executor.slots,
+                "lanes": list(self._options.priorities),
                 "running": len(self._running),
                 "done": self._done,
                 "started": self._started,

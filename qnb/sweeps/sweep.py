@@ -86,6 +86,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         self._cells = bytearray(len(design))
         self._left = len(design)
         self._stored = 0
+        self._submitted: Future[None] = Future()  # all is stored, or cannot be
         self._away = False  # does the server not answer?
         self._errors: Counter[str] = Counter()
         self._started = time.monotonic()
@@ -96,6 +97,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         if self._left:
             calls(0, 1)  # an argument that cannot be sent is refused here, not later
             bridge.run(client.link())  # and so is a store that cannot be used
+            bridge.owe(self._submitted)
             bridge.spawn(self._live())
         else:
             self._settle()
@@ -142,6 +144,13 @@ class Sweep(Displayed, Sequence[Job[R]]):
                 unwatch()
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             self._settle(error)
+        finally:
+            self._let_leave()
+
+    def _let_leave(self) -> None:
+        """The end of the process need not wait for this sweep any more."""
+        if not self._submitted.done():
+            self._submitted.set_result(None)
 
     async def _submit(self) -> None:
         total = len(self)
@@ -154,6 +163,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
             await self._patiently(lambda calls=calls: self._client.enqueue(calls))  # type: ignore[misc]
             self._stored = stop
             self._changed()
+        self._let_leave()
 
     async def _follow(self, submitting: asyncio.Task[None]) -> None:
         news = self._news

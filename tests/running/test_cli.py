@@ -99,7 +99,7 @@ def running() -> Iterator[Callable[..., _Running]]:
         (["worker", "--executor", "tasks:pool", "--max-memory", "1 GB"], "leave one of them out"),
         (["status", "--watch", "soon"], "'--watch': 'soon': expected seconds"),
         (["status", "--watch", "tasks:app"], "'10 min'; MODULE:APP comes before it"),
-        (["status", "tasks:app", "--queue", "q"], "names its queue"),
+        (["status", "tasks:app", "--queue", "q"], "names its own"),
         (["statsu"], "Did you mean 'status'"),
     ],
 )

@@ -386,3 +386,19 @@ def test_a_number_as_prefetch_keeps_that_many_jobs_here(
             job.get(timeout=5)
         assert [int(bridge.run(claims(job))) for job in jobs] == [1, 1, 1]
     app.close()
+
+
+def test_workers_that_do_not_read_all_lanes_do_not_count(server_url: str, queue: str) -> None:
+    plain = qnb.App(server_url, queue)
+    laned = qnb.App(server_url, queue, ["default", "urgent"])
+
+    @laned.task(priority="urgent")
+    def f() -> int:
+        return 1
+
+    with plain.start_workers(1):
+        assert laned.pool().slots == 0
+        with laned.start_workers(1):
+            assert f.submit().get(timeout=10) == 1
+    laned.close()
+    plain.close()

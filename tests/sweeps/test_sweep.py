@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -174,3 +177,16 @@ def test_every_way_to_fan_out_gives_its_points_in_order(serving: qnb.App) -> Non
     assert drawn["y"].tolist() == again["y"].tolist()
     with pytest.raises(qnb.InvalidOption, match="does not say how many points"):
         pair.sweep({"x": i} for i in range(3))
+
+
+def test_a_script_that_ends_after_a_sweep_has_stored_all_of_it(
+    app: qnb.App, server_url: str, queue: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "last.py"
+    script.write_text(
+        f"import qnb\napp = qnb.App({server_url!r}, {queue!r})\n"
+        "@app.task\ndef f(x): return x\n"
+        "sweep = f.grid(x=range(3000))\n"
+    )
+    subprocess.run([sys.executable, script], check=True, timeout=25)
+    assert len(app.jobs_frame()) == 3000
