@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -72,7 +73,7 @@ def redis_url() -> Iterator[str]:
         cwd=folder, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        _poll((folder / "s").exists, "redis-server listens", 10)
+        _poll(lambda: answers(folder / "s"), "redis-server listens", 10)
         yield f"unix://{folder}/s"
     finally:
         process.terminate()
@@ -85,6 +86,16 @@ def any_url(request: pytest.FixtureRequest) -> str:
     return str(
         request.getfixturevalue("server_url" if request.param == "embedded" else "redis_url")
     )
+
+
+def answers(path: Path) -> bool:
+    """Does somebody listen on this socket? Its file is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as link:
+        try:
+            link.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _poll(predicate: Callable[[], Any], description: str, timeout: float) -> Any:

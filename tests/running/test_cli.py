@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 import qnb
 from qnb.cli import main
-from tests.conftest import unavailable
+from tests.conftest import answers, unavailable
 
 Wait = Callable[..., Any]
 
@@ -171,7 +171,7 @@ def test_watching_goes_on_when_the_server_comes_back_and_ends_cleanly(
 
     server = serve()
     try:
-        wait_until((tmp_path / "s").exists, "the server listens")
+        wait_until(lambda: answers(tmp_path / "s"), "the server listens")
         watch = running(
             "status", "--url", f"unix://{tmp_path}/s", "--queue", queue, "--json", "--watch", "0.1"
         )

@@ -21,7 +21,7 @@ from qnb.errors import BrokerError
 from qnb.models import JobSpec
 from qnb.storage.keys import GROUP, KeySpace, job_hex
 from qnb.storage.records import pack_spec
-from tests.conftest import unavailable
+from tests.conftest import answers, unavailable
 from tests.serving import serving
 
 Wait = Callable[..., Any]
@@ -326,7 +326,7 @@ def test_a_read_only_replica_is_named(queue: str, tmp_path: Path, wait_until: Wa
         cwd=tmp_path, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until((tmp_path / "s").exists, "it listens")
+        wait_until(lambda: answers(tmp_path / "s"), "it listens")
         app = qnb.App(f"unix://{tmp_path}/s", queue)
         task = app.task(name="f")(abs)
         with pytest.raises(BrokerError, match="is a read-only replica; use its primary"):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import qnb
+from tests.conftest import answers
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def bare_server(tmp_path: Path) -> Iterator[str]:
         cwd=tmp_path, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 10
-    while not (tmp_path / "s").exists():
+    while not answers(tmp_path / "s"):
         assert time.monotonic() < deadline
         threading.Event().wait(0.01)
     yield f"unix://{tmp_path}/s"
