@@ -25,6 +25,7 @@ __all__ = [
     "Outcome",
     "Policy",
     "Report",
+    "SweepInfo",
     "SweepSnapshot",
     "TaskContext",
     "TaskInfo",
@@ -108,6 +109,7 @@ class Outcome:
     result_nbytes: int | None = None
     peak_memory: int | None = None  #: bytes
     cpu_time_us: int | None = None
+    cached: bool = False  #: it is that of another job with the same content
     retry_in_ms: int | None = None  #: this attempt failed and another one follows after so long
 
     @property
@@ -182,6 +184,8 @@ class Policy:
     timeout_ms: int | None = None  #: of one attempt
     max_memory: int | None = None  #: bytes that the body's processes may hold together
     isolation: Literal["loop", "thread", "process"] | None = None  #: where the body runs
+    gated: bool = False  #: its sweep has a gate: a worker asks before it starts the job
+    stops: bool = False  #: its failure ends the sweep (``on_error="stop"``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,8 @@ class JobSpec:
     sweep: str | None = None
     index: int | None = None  #: the point's place in its sweep
     nonce: str = ""  #: tells a repeated send of this call from a new call with the same id
+    content: str = ""  #: hex digest of its arguments, of a job whose result may be used again
+    code: str = ""  #: hex fingerprint of its function and all that it reaches
     policy: Policy = Policy()
     bound: bytes = b""  #: what its signatures are bound to, if this is not what was sent
 
@@ -217,6 +223,8 @@ class JobSpec:
         )
         if self.policy != _USUAL:
             said += f"\0{self.policy!r}"
+        if self.content or self.code:
+            said += f"\0{self.content}\0{self.code}"
         return blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -258,6 +266,22 @@ class JobRecord:
 
 #: what a byte of :attr:`SweepSnapshot.cells` means
 CELLS = ("queued", "running", "done", "failed", "aborted")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepInfo:
+    """A sweep as the store knows it, for those who look from outside."""
+
+    name: str
+    fn_name: str
+    priority: str
+    created: int  #: epoch ms by the server's clock
+    total: int  #: its points, as far as they are known
+    stored: int  #: of them, jobs that are in the store
+    counts: Mapping[str, int]  #: jobs by the words of ``CELLS``
+    cached: int = 0  #: jobs whose result is that of another sweep's or call's
+    finish: int | None = None  #: epoch ms of its last job's end, if all have ended
+    state: Literal["running", "paused", "stopped", "finished", "incomplete"] = "running"
 
 
 @dataclass(frozen=True, slots=True)

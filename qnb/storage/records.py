@@ -196,14 +196,20 @@ def pack_spec(spec: JobSpec) -> bytes:
         spec.task_id, spec.fn_name, spec.lane, spec.channel, spec.function, spec.is_async,
         spec.sweep, spec.index, spec.nonce,
     ]  # fmt: skip
-    if spec.policy != _USUAL:
-        row.append(astuple(spec.policy))
+    if spec.content or spec.code:
+        row += [_rules(spec), bytes.fromhex(spec.content), bytes.fromhex(spec.code)]
+    elif spec.policy != _USUAL:
+        row.append(_rules(spec))
     return pack(row)
+
+
+def _rules(spec: JobSpec) -> tuple[Any, ...] | None:
+    return astuple(spec.policy) if spec.policy != _USUAL else None
 
 
 @_reading("a job's spec")
 def unpack_spec(data: bytes) -> JobSpec:
-    task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce, *rules = (
+    task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce, *more = (
         msgpack.unpackb(data)
     )
     for text in (task_id, fn_name, lane, channel, function, nonce, "" if sweep is None else sweep):
@@ -211,13 +217,20 @@ def unpack_spec(data: bytes) -> JobSpec:
     _expect(is_async, bool)
     if index is not None:
         _whole(index)
-    policy = _policy(*rules[0]) if rules else _USUAL
-    return JobSpec(task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce, policy)
+    absent: tuple[Any, ...] = (None, b"", b"")
+    rules, content, code = (*more, *absent[len(more) :])
+    for digest in (content, code):
+        _expect(digest, bytes)
+    return JobSpec(
+        task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce,
+        content.hex(), code.hex(), _policy(*rules) if rules else _USUAL,
+    )  # fmt: skip
 
 
-def _policy(
-    max_retries: Any, backoff_ms: Any, timeout_ms: Any, max_memory: Any, isolation: Any
-) -> Policy:
+def _policy(  # noqa: PLR0913 - its fields
+    max_retries: Any, backoff_ms: Any, timeout_ms: Any, max_memory: Any, isolation: Any,
+    gated: Any, stops: Any,
+) -> Policy:  # fmt: skip
     _whole(max_retries)
     _whole(backoff_ms)
     for limit in (timeout_ms, max_memory):
@@ -225,7 +238,9 @@ def _policy(
             _whole(limit, least=1)
     if isolation is not None and isolation not in ISOLATIONS:
         raise ValueError(f"isolation {isolation!r}")
-    return Policy(max_retries, backoff_ms, timeout_ms, max_memory, isolation)
+    _expect(gated, bool)
+    _expect(stops, bool)
+    return Policy(max_retries, backoff_ms, timeout_ms, max_memory, isolation, gated, stops)
 
 
 def pack_report(report: Report) -> bytes:
@@ -295,14 +310,16 @@ def pack_outcome(outcome: Outcome) -> bytes:
         [
             outcome.ending.value, outcome.tries, outcome.start, outcome.finish, outcome.worker,
             outcome.result_nbytes, outcome.peak_memory, outcome.cpu_time_us,
-            outcome.failure and _failure_row(outcome.failure),
+            outcome.failure and _failure_row(outcome.failure), *([True] if outcome.cached else []),
         ]
     )  # fmt: skip
 
 
 @_reading("an outcome")
 def unpack_outcome(data: bytes, result: bytes = b"") -> Outcome:
-    ending, tries, start, finish, worker, nbytes, memory, cpu, failure = msgpack.unpackb(data)
+    ending, tries, start, finish, worker, nbytes, memory, cpu, failure, *cached = msgpack.unpackb(
+        data
+    )
     _whole(tries)
     _whole(start, most=_LATEST)
     _whole(finish, most=_LATEST)
@@ -322,6 +339,7 @@ def unpack_outcome(data: bytes, result: bytes = b"") -> Outcome:
         peak_memory=memory,
         cpu_time_us=cpu,
         failure=_failure_of(failure) if failure else None,
+        cached=cached == [True],
     )
 
 
@@ -377,7 +395,7 @@ def unpack_record(fields: Mapping[str, bytes | None]) -> JobRecord:
         outcome = unpack_outcome(fields["o"] or b"", fields.get("r") or b"")
         return replace(
             record, tries=outcome.tries, start=outcome.start, worker=outcome.worker or None,
-            outcome=outcome,
+            outcome=outcome, cached=outcome.cached,
         )  # fmt: skip
     return replace(
         record,
