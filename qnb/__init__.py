@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qnb import display
 
 if TYPE_CHECKING:
+    from qnb.analysis.values import LazyValue
     from qnb.app import App
     from qnb.errors import (
         ArgumentError,
@@ -73,6 +74,7 @@ _HOMES = {
     "Frame": "qnb.models",
     "Job": "qnb.job",
     "JobState": "qnb.models",
+    "LazyValue": "qnb.analysis.values",
     "Pool": "qnb.pool",
     "Sweep": "qnb.sweeps.sweep",
     "Task": "qnb.task",
@@ -94,6 +96,7 @@ __all__ = [
     "App",
     "ArgumentError",
     "BrokerError",
+    "CodeChanged",
     "EncodingError",
     "EnvironmentMismatch",
     "ErrorContext",
@@ -108,6 +111,7 @@ __all__ = [
     "JobLost",
     "JobState",
     "KeyFileError",
+    "LazyValue",
     "MemoryLimitExceeded",
     "NameTaken",
     "PayloadTooLarge",
@@ -125,6 +129,7 @@ __all__ = [
     "TaskInfo",
     "TaskResult",
     "UnknownLane",
+    "UnknownSweep",
     "UnknownTask",
     "UnsafeStore",
     "WorkerCrashed",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -14,12 +13,14 @@ from qnb.client import Client
 from qnb.display import Displayed
 from qnb.errors import InvalidOption, QnbError
 from qnb.job import Job
-from qnb.models import ErrorContext, JobRecord, JobState, TaskInfo, TaskResult
+from qnb.models import ErrorContext, JobState, TaskInfo, TaskResult
 from qnb.options import AppOptions, FrameOptions, TaskOptions, check_takes, check_task_id, hint
 from qnb.pool import Pool
-from qnb.reading import call_of, value_of
 from qnb.registry import Cron, Registry, State, check_task_name, serving
 from qnb.storage.connection import masked
+from qnb.sweeps.listing import forget
+from qnb.sweeps.opening import attach, check_sweep_name
+from qnb.sweeps.sweep import Sweep
 from qnb.task import PreparedCall, Task
 
 if TYPE_CHECKING:
@@ -293,6 +294,25 @@ class App(Displayed):
         """As :meth:`Job.abort <qnb.Job.abort>`."""
         return await self.job(task_id).abort()
 
+    # -- sweeps --------------------------------------------------------------------------------
+
+    def sweep(self, name: str) -> Sweep[Any]:
+        """The sweep of that name, from whatever kernel or machine it was started.
+
+        If its kernel died while its jobs were being stored, the rest is stored from here.
+        :class:`~qnb.UnknownSweep` if the queue does not know it.
+        """
+        return Sweep(self._client, bridge.run(attach(self._client, check_sweep_name(name))))
+
+    def forget(self, name: str) -> bridge.Command[bool]:
+        """Remove a sweep with all its jobs and results; what has not ended is aborted first.
+
+        The answer is false if there is none of that name.
+        """
+        return bridge.Command(
+            forget(self._client, check_sweep_name(name)), f"forget of sweep {name!r}"
+        )
+
     async def queue_size(self) -> int:
         """How many jobs wait, in all lanes, delayed ones included."""
         return await self._client.queue_size()
@@ -313,38 +333,20 @@ class App(Displayed):
         """All jobs of the queue as a DataFrame, indexed by ``task_id``, by enqueue time.
 
         ``task``, ``sweep``, ``status`` and ``since`` (an aware datetime) keep only what fits,
-        ``limit`` the newest so many. ``values`` adds the column ``value``: what each finished job
-        returned. ``params="columns"`` makes a column of each parameter, ``"text"`` text that can
-        be written to a file. What cannot be read here (it was signed with another key, or its
-        class is not here) is missing.
+        ``limit`` the newest so many; the server chooses, and sends nothing else. ``values`` adds
+        the column ``value``: what each finished job returned, a :class:`~qnb.LazyValue` where that
+        is large. ``params="columns"`` makes a column of each parameter, ``"text"`` text that can be
+        written to a file. What cannot be read here (it was signed with another key, or its class
+        is not here) is missing, or a ``LazyValue`` whose ``get()`` says why.
         """
         name = task.name if isinstance(task, Task) else task
-        chosen = FrameOptions(
+        wanted = FrameOptions(
             task=name, sweep=sweep, status=status, since=since, limit=limit, params=params,
             values=values,
         )  # fmt: skip
+        from qnb.analysis import gather
 
-        async def read() -> list[JobRecord]:
-            store = (await self._client.link()).store
-            return await store.all_records(call=True, result=values)
-
-        records, codec = chosen.choose(bridge.run(read())), self._client.codec
-        from qnb.analysis import frames
-
-        unread: Any = ((), {}) if params == "columns" else (None, None)
-
-        def call(record: JobRecord) -> Any:
-            with contextlib.suppress(QnbError):
-                return call_of(codec, record)
-            return unread
-
-        def value(record: JobRecord) -> Any:
-            if record.outcome is not None and record.outcome.success:
-                with contextlib.suppress(QnbError):
-                    return value_of(codec, record.task_id, record)
-            return frames.MISSING
-
-        return frames.jobs_frame(records, call, params=params, values=value if values else None)
+        return gather.jobs_frame(self._client, wanted)
 
     # -- workers -------------------------------------------------------------------------------
 

@@ -29,13 +29,13 @@ from qnb.storage.connection import check_url
 from qnb.storage.records import Call
 from qnb.wire.codec import Codec
 
-__all__ = ["Client", "Turn", "new_id", "server_url"]
+__all__ = ["Client", "Turn", "me", "new_id", "server_url"]
 
 #: seconds between two looks at the environments of workers, for one task
 COMPARE = 30.0
 
 
-def _me() -> str:
+def me() -> str:
     """Who gives a command, for those who look at the job later."""
     try:
         user = getpass.getuser()
@@ -186,6 +186,24 @@ class Client:
                 told += [text] if text else []
         return told
 
+    def shipped(self, fn: Callable[..., Any] | None) -> tuple[str, bytes | None]:
+        """What the workers are told of a function: where to import it, or its digest and code."""
+        if fn is None or self.options.codec == "msgpack":
+            return "", None  # a worker that serves the app knows the name
+        reference = self.codec.reference(fn)
+        if reference is not None:
+            return reference, None
+        digest, code = self.codec.pack_function(fn)
+        return digest.hex(), code
+
+    def fingerprint(self, fn: Callable[..., Any] | None) -> str:
+        """Hex digits that say what ``fn`` and all that it reaches is; "" if that cannot be told."""
+        return ""
+
+    async def server_ms(self) -> int:
+        """Now, by the server's clock."""
+        return (await self.link()).store.clock.now_ms()
+
     # -- commands ------------------------------------------------------------------------------
 
     def turn(self, task_id: str) -> Turn:
@@ -213,7 +231,7 @@ class Client:
             [record] = await link.store.records([task_id])
             if record is None or record.status not in UNFINISHED:
                 return False
-            answer = await link.store.abort(record, _me())
+            answer = await link.store.abort(record, me())
         if answer != 2:
             return answer == 1
         pause = 0.01

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from qnb.errors import InvalidOption
 
-__all__ = ["ServerClock", "backoff", "jittered", "now_ms", "seconds"]
+__all__ = ["ServerClock", "backoff", "jittered", "now_ms", "seconds", "stamp"]
 
 #: of our own: qnb's threads must not draw from the numbers that a user has seeded
 _random = random.Random()  # noqa: S311 - jitter, not a secret
@@ -26,6 +26,11 @@ LONGEST = 1e10
 def now_ms() -> int:
     """Milliseconds since the epoch by this machine's clock (for humans, never for leases)."""
     return time.time_ns() // 1_000_000
+
+
+def stamp() -> str:
+    """The day and minute by this machine's clock, for names: ``"25nov-0937"``."""
+    return time.strftime("%d%b-%H%M").lower()
 
 
 class ServerClock:

@@ -10,6 +10,7 @@
     ├── InvalidName (ValueError)    a name that may not be used
     │   ├── NameTaken               a task name that another function owns
     │   ├── UnknownLane             a priority that is not one of the app's lanes
+    │   ├── UnknownSweep            a sweep name that the queue does not know
     │   └── UnknownTask             a task name that nobody has registered here
     ├── InvalidOption (ValueError)  an option or argument of the wrong type or range
     ├── EncodingError               a value that cannot be sent
@@ -27,6 +28,7 @@
         └── JobLost                 its record is gone
 
     Retry (Exception)               raised by a task to be run again; not a QnbError
+    CodeChanged (UserWarning)           a sweep has results of other code than its task's today
     EnvironmentMismatch (UserWarning)   notebook and workers differ in what a function needs
 """
 
@@ -35,6 +37,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentError",
     "BrokerError",
+    "CodeChanged",
     "EncodingError",
     "EnvironmentMismatch",
     "InvalidName",
@@ -55,6 +58,7 @@ __all__ = [
     "SignatureError",
     "StoreFull",
     "UnknownLane",
+    "UnknownSweep",
     "UnknownTask",
     "UnsafeStore",
     "WorkerCrashed",
@@ -95,6 +99,10 @@ class NameTaken(InvalidName):
 
 class UnknownLane(InvalidName):
     """A priority that is not one of the app's lanes, so that no worker reads it."""
+
+
+class UnknownSweep(InvalidName):
+    """A sweep name that the queue does not know."""
 
 
 class UnknownTask(InvalidName):
@@ -155,6 +163,10 @@ class JobLost(JobError):
 
 class MemoryLimitExceeded(JobError):
     """The job's processes held more memory than its task's ``max_memory``."""
+
+
+class CodeChanged(UserWarning):
+    """A sweep has results that were computed by other code than its task has today."""
 
 
 class EnvironmentMismatch(UserWarning):

@@ -32,6 +32,20 @@ TICK = 0.2
 SUBSCRIBE = 10.0
 
 
+class _Feed:
+    """A channel of others, and who wants to be told that it is heard (anew)."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.wanted: dict[str, Callable[[], None]] = {}
+        self.is_heard = False
+
+    def subscribed(self) -> None:
+        self.is_heard = True
+        for tell in tuple(self.wanted.values()):
+            tell()
+
+
 class LoopLink:
     """What one event loop has: a store, the subscription to this client's notices, the waiters."""
 
@@ -46,6 +60,8 @@ class LoopLink:
         self._stored: set[str] = set()  # digests of functions that the store has, or has had
         self._waiting: dict[str, list[asyncio.Future[JobRecord | None]]] = {}
         self._listeners: dict[str, list[Callable[[Notice], None]]] = {}
+        self._feeds: dict[str, _Feed] = {}  # channels of others that somebody here listens to
+        self._attending: dict[str, str] = {}  # the channel of each who does
         self._looking: set[str] = set()  # jobs whose state is being read
         self._listener: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -67,6 +83,13 @@ class LoopLink:
         await self._keeper.aclose()
 
     async def _send(self, calls: list[Call]) -> list[int]:
+        return await self.send(calls)
+
+    async def send(self, calls: Sequence[Call], *, fresh: bool = True) -> list[int]:
+        """Store ``calls`` and the functions they bring; the enqueue time of each, 0: it was there.
+
+        Unless ``fresh``, what is complete is left alone and not run afresh.
+        """
         codes = {call.spec.function: call for call in calls if call.code is not None}
 
         async def put(digest: str) -> None:
@@ -78,7 +101,7 @@ class LoopLink:
         for digest in codes:
             if digest not in self._stored:  # before the jobs: a worker may take one at once
                 await put(digest)
-        stored = await self.store.enqueue(calls, put)
+        stored = await self.store.enqueue(calls, put, fresh=fresh)
         for call, enqueued in zip(calls, stored, strict=True):
             if enqueued and call.spec.nonce:
                 self._runs[call.spec.task_id] = enqueued
@@ -121,14 +144,52 @@ class LoopLink:
 
     async def _hear(self) -> None:
         async for notices in self.store.notices(self._name, self._resubscribed):
-            for notice in notices:
-                if self._is_late(notice.record):
-                    continue
-                self._tell(notice)
-                if notice.record is not None:
-                    self._settle(notice.task_id, notice.record)
-                elif notice.status not in UNFINISHED:
-                    self._look([notice.task_id])
+            self._heard(notices)
+
+    def _heard(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            if self._is_late(notice.record):
+                continue
+            self._tell(notice)
+            if notice.record is not None:
+                self._settle(notice.task_id, notice.record)
+            elif notice.status not in UNFINISHED:
+                self._look([notice.task_id])
+
+    def attend(self, channel: str, who: str, subscribed: Callable[[], None] | None = None) -> None:
+        """Hear what is said on the ``channel`` of another client, or of a sweep, for ``who``.
+
+        ``subscribed`` is told of each (re)connect: what was said before may have been missed.
+        """
+        if channel in ("", self._name) or who in self._attending:
+            return
+        feed = self._feeds.get(channel)
+        if feed is None:
+            feed = self._feeds[channel] = _Feed()
+            feed.task = asyncio.create_task(self._follow(channel, feed), name="qnb-feed")
+        elif feed.is_heard and subscribed is not None:
+            subscribed()
+        self._attending[who] = channel
+        feed.wanted[who] = subscribed or (lambda: self._look([who]))
+
+    def leave(self, who: str) -> None:
+        """``who`` needs no channel of others any more."""
+        channel = self._attending.pop(who, None)
+        if channel is not None and (feed := self._feeds.get(channel)) is not None:
+            feed.wanted.pop(who, None)
+            if not feed.wanted:
+                del self._feeds[channel]
+                if feed.task is not None:  # kept until it has closed its connection
+                    self._chores.add(feed.task)
+                    feed.task.add_done_callback(self._chores.discard)
+                    feed.task.cancel()
+
+    async def _follow(self, channel: str, feed: _Feed) -> None:
+        try:
+            async for notices in self.store.notices(channel, feed.subscribed):
+                self._heard(notices)
+        except BrokerError as error:  # their state is read once a second all the same
+            log.warning("the news on channel %r are not heard: %s", channel, error)
 
     def _tell(self, notice: Notice) -> None:
         family = notice.task_id.rpartition(".")[0]
@@ -169,8 +230,11 @@ class LoopLink:
             self._look([task_id])
         elif record is None or record.status not in UNFINISHED:
             self._settle(task_id, record)
-        elif is_due(record, self.store.clock.now_ms()):  # perhaps there is no worker to see to it
-            self._expire(record)
+        else:
+            if record.spec is not None:
+                self.attend(record.spec.channel, task_id)
+            if is_due(record, self.store.clock.now_ms()):  # perhaps no worker is there to see to it
+                self._expire(record)
 
     def _expire(self, record: JobRecord) -> None:
         async def expire() -> None:
@@ -231,6 +295,8 @@ class LoopLink:
                 waiters.remove(waiter)
                 if not waiters:
                     del self._waiting[task_id]
+            if task_id not in self._waiting:
+                self.leave(task_id)
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -243,7 +309,10 @@ class LoopLink:
         self._ticker = None
 
     async def close(self) -> None:
-        for task in (self._listener, self._ticker, *self._chores):
+        feeds = [feed.task for feed in self._feeds.values()]
+        self._feeds.clear()
+        self._attending.clear()
+        for task in (self._listener, self._ticker, *feeds, *self._chores):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):

@@ -109,7 +109,7 @@ class Outcome:
     result_nbytes: int | None = None
     peak_memory: int | None = None  #: bytes
     cpu_time_us: int | None = None
-    cached: bool = False  #: it is that of another job with the same content
+    cached: str = ""  #: the job whose result this is, if it was used again
     retry_in_ms: int | None = None  #: this attempt failed and another one follows after so long
 
     @property

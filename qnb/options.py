@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from qnb.clock import seconds
 from qnb.errors import LONGEST_MS, InvalidName, InvalidOption, UnknownLane
-from qnb.models import JobRecord, JobState, Policy
+from qnb.models import JobState, Policy
 
 __all__ = [
     "AppOptions", "FrameOptions", "TaskOptions", "byte_size", "check_name", "check_takes",
@@ -23,7 +23,11 @@ __all__ = [
 CODECS = ("signed", "msgpack")
 ISOLATIONS = ("loop", "thread", "process")
 PARAMS = ("objects", "columns", "text")
+ON_ERROR = ("continue", "stop")
+ON_CODE_CHANGE = ("warn", "rerun", "keep")
 Isolation = Literal["loop", "thread", "process"]
+OnError = Literal["continue", "stop"]
+OnCodeChange = Literal["warn", "rerun", "keep"]
 
 LATEST_MS = 7_258_118_400_000  #: the year 2200
 MOST = 1_000_000  #: of anything that is counted
@@ -143,15 +147,24 @@ class TaskOptions:
     max_memory: int | str | None = None  #: bytes that one attempt may hold, or text like '2 GB'
     isolation: Isolation | None = None  #: 'loop', 'thread' or 'process'; ``None``: the worker's way
     unique: bool = False  #: the same call, waiting or running, is the same job
+    cache: bool = False  #: a call whose content has been computed before is served from there
     task_id: str | None = None  #: the job's id, any text up to 256 bytes; ``None`` makes one
     delay_ms: int = 0  #: wait so long before it may run
     schedule_ms: int = 0  #: not before this time (epoch milliseconds); in the past: at once
     expire_ms: int = 0  #: it ends as expired if it has not been started within so long
     name: str | None = None  #: of a sweep; ``None`` makes a readable one
+    on_error: OnError = "continue"  #: of a sweep; 'stop': its first failed job ends it
+    on_code_change: OnCodeChange = (
+        "warn"  #: of a sweep whose results are of other code: 'rerun' them
+    )
+    max_running: int | None = None  #: of a sweep: how many of its jobs may run at once
+    shuffle: bool = False  #: of a sweep: its jobs run in no order, so that early results spread
+    dry_run: bool = False  #: of a sweep: say what would run, and store nothing
 
     #: those that belong to one call and not to a task
     OF_A_CALL: ClassVar[tuple[str, ...]] = (
-        "task_id", "delay_ms", "schedule_ms", "expire_ms", "name",
+        "task_id", "delay_ms", "schedule_ms", "expire_ms", "name", "on_error", "on_code_change",
+        "max_running", "shuffle", "dry_run",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -163,7 +176,15 @@ class TaskOptions:
         if self.max_memory is not None:
             byte_size("max_memory", self.max_memory)
         _isolation(self.isolation)
-        _bool("unique", self.unique)
+        for word in ("unique", "cache", "shuffle", "dry_run"):
+            _bool(word, getattr(self, word))
+        for word, known in (("on_error", ON_ERROR), ("on_code_change", ON_CODE_CHANGE)):
+            if getattr(self, word) not in known:
+                raise InvalidOption(
+                    f"{word}={getattr(self, word)!r}: expected one of {', '.join(known)}"
+                )
+        if self.max_running is not None:
+            _number("max_running", self.max_running, 1, MOST, others=", or None for no limit")
         self._agree()
         if self.task_id is not None:
             check_task_id(self.task_id)
@@ -212,7 +233,20 @@ class TaskOptions:
             None if limit is None else max(1, round(limit * 1000)),
             None if self.max_memory is None else byte_size("max_memory", self.max_memory),
             self.isolation,
+            gated=self.max_running is not None or self.on_error == "stop",
+            stops=self.on_error == "stop",
         )
+
+    def check_single(self) -> None:
+        """Refuse what only a sweep has."""
+        if self.name is not None:
+            raise InvalidOption(f"name={self.name!r} names a sweep; a single job has a task_id=")
+        for word in ("on_error", "on_code_change", "max_running", "shuffle", "dry_run"):
+            if (value := getattr(self, word)) != getattr(_USUAL, word):
+                raise InvalidOption(
+                    f"{word}={value!r} is of a sweep, and this is a single job: leave it out, or "
+                    "fan out with map, grid, ..."
+                )
 
     def merge(self, **changes: Any) -> Self:
         """These options with ``changes``; an unknown word is refused with a hint."""
@@ -230,6 +264,9 @@ class TaskOptions:
         known = ["name", *(word for word in _names(cls) if word not in cls.OF_A_CALL)]
         _refuse_unknown(options, known, f"{where}()")
         return cls(**options)
+
+
+_USUAL = TaskOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,16 +408,3 @@ class FrameOptions:
         if self.params not in PARAMS:
             raise InvalidOption(f"params={self.params!r}: expected one of {', '.join(PARAMS)}")
         _bool("values", self.values)
-
-    def choose(self, records: Iterable[JobRecord]) -> list[JobRecord]:
-        """Those that fit; of records in order of enqueue time, the newest ``limit``."""
-        least = 0 if self.since is None else self.since.timestamp() * 1000
-        found = [
-            record
-            for record in records
-            if record.enqueue_time >= least
-            and self.task in (None, record.fn_name)
-            and self.sweep in (None, record.sweep)
-            and self.status in (None, record.status)
-        ]
-        return found[-self.limit :] if self.limit else found

@@ -12,12 +12,16 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from qnb import bridge
 from qnb.client import Client, new_id
-from qnb.errors import EnvironmentMismatch, InvalidOption
+from qnb.errors import EncodingError, EnvironmentMismatch, InvalidOption
 from qnb.job import Job
 from qnb.models import JobRecord, JobSpec, JobState, Policy
 from qnb.options import TaskOptions, hint
 from qnb.storage.records import Call
 from qnb.sweeps import designs, spaces
+from qnb.sweeps.layout import point_digests
+from qnb.sweeps.manifest import Manifest
+from qnb.sweeps.opening import begin
+from qnb.sweeps.reuse import serve
 from qnb.sweeps.sampling import Method, sample
 from qnb.sweeps.sweep import Sweep
 
@@ -75,8 +79,9 @@ class Task(Generic[P, R]):
         """The same task with other options for the calls made through it.
 
         Any of ``priority max_retries backoff_ms timeout max_memory isolation unique`` in place of
-        the task's own; ``task_id delay_ms schedule_ms expire_ms`` of one job; ``name`` of a sweep
-        (:class:`~qnb.options.TaskOptions`). An unknown one is refused with a hint.
+        the task's own; ``task_id delay_ms schedule_ms expire_ms`` of one job; ``name on_error
+        on_code_change max_running shuffle dry_run`` of a sweep. They are described at
+        :class:`~qnb.options.TaskOptions`; an unknown one is refused with a hint.
         """
         merged = self._options.merge(**changes)
         self._client.options.lane(merged.priority)
@@ -89,25 +94,26 @@ class Task(Generic[P, R]):
         be sent, ``TypeError`` a call that does not fit the function.
         """
         prepared = self.prepare(*args, **kwargs)
-        await self._client.enqueue([prepared.call])
-        self._tell(await self._compare(prepared.call))
+        await self._send(prepared.call)
+        self._tell(await self._compare(by_value=prepared.call.code is not None))
         return prepared.job()
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """The blocking twin of :meth:`enqueue`."""
         prepared = self.prepare(*args, **kwargs)
-        bridge.run(self._client.enqueue([prepared.call]))
-        self._tell(bridge.run(self._compare(prepared.call)))
+        bridge.run(self._send(prepared.call))
+        self._tell(bridge.run(self._compare(by_value=prepared.call.code is not None)))
         return prepared.job()
+
+    async def _send(self, call: Call) -> None:
+        if await serve(self._client, [call]) if self._options.cache else [call]:
+            await self._client.enqueue([call])
 
     def prepare(self, *args: P.args, **kwargs: P.kwargs) -> PreparedCall[R]:
         """Check and encode a call without sending it."""
         self._fits(args, kwargs)
-        if self._options.name is not None:
-            raise InvalidOption(
-                f"name={self._options.name!r} names a sweep; a single job has a task_id="
-            )
-        return PreparedCall(self._call(self._shipped(), args, kwargs), self._client)
+        self._options.check_single()
+        return PreparedCall(self._call(args, kwargs), self._client)
 
     # -- fanning out ---------------------------------------------------------------------------
 
@@ -159,42 +165,58 @@ class Task(Generic[P, R]):
     def sweep(self, space: Any, /) -> Sweep[R]:
         """One job per point of a space, of scikit-learn's ``ParameterGrid`` or of a list of dicts.
 
-        Spaces are made by ``qnb.grid zip star points rows sample`` and combine: ``a * b`` is their
-        product, the last fastest; ``a + b`` is one after the other.
+        A generator of dicts is gone through in the background, and never held whole. Spaces are
+        made by ``qnb.grid zip star points rows sample`` and combine: ``a * b`` is their product,
+        the last fastest; ``a + b`` is one after the other.
         """
-        found = spaces.space_of(space)
-        if isinstance(found, spaces.Stream):
-            raise InvalidOption(
-                f"{space!r} does not say how many points it has: pass a list, list(...) of it"
-            )
-        return self._sweep(found)
+        return self._sweep(spaces.space_of(space))
 
     def _parameters(self) -> set[str]:
         return set(inspect.signature(self.fn).parameters) if self.fn is not None else set()
 
-    def _sweep(self, design: designs.Design) -> Sweep[R]:
+    def _sweep(self, space: spaces.Space) -> Sweep[R]:
         chosen = self._options
         if chosen.task_id is not None or chosen.unique:
             raise InvalidOption(
                 f"{'task_id' if chosen.task_id else 'unique'}= is of single jobs; the jobs of a "
                 "sweep have ids of their own: leave it out, or name the sweep with options(name=)"
             )
-        if len(design):
-            self._fits(*design.calls(0, 1)[0])
-        shipped = self._shipped()
-        name = chosen.name or f"{self.name}-{secrets.token_hex(3)}"
-        prefix = f"{name}-{secrets.token_hex(4)}"
+        manifest = self._manifest()
+        first = space.preview(1) if isinstance(space, spaces.Stream) else space.calls(0, 1)
+        for point in first:
+            args, kwargs = ((), point) if isinstance(point, dict) else point
+            self._fits(args, kwargs)  # and an argument that cannot be sent is refused here, too
+            self._client.codec.pack_call("", args, kwargs)
+        opened = bridge.run(
+            begin(self._client, manifest, chosen.name, space, shuffle=chosen.shuffle)
+        )
+        self._tell(bridge.run(self._compare(by_value=manifest.blob is not None)))
+        return Sweep(self._client, opened, shuffle=chosen.shuffle)
 
-        def calls(start: int, stop: int) -> list[Call]:
-            return [
-                self._call(shipped, *given, f"{prefix}.{index}", sweep=name, index=index)
-                for index, given in enumerate(design.calls(start, stop), start)
-            ]
-
-        sweep: Sweep[R] = Sweep(self._client, name, prefix, self.name, design, calls)
-        if len(design):
-            self._tell(bridge.run(self._compare(calls(0, 1)[0])))
-        return sweep
+    def _manifest(self) -> Manifest:
+        """How the jobs of a sweep of it are made."""
+        chosen, now = self._options, bridge.run(self._client.server_ms())
+        function, blob = self._client.shipped(self.fn)
+        code = self._client.fingerprint(self.fn)
+        spec = JobSpec(
+            task_id="",
+            fn_name=self.name,
+            lane=self._client.options.lane(chosen.priority),
+            function=function,
+            is_async=inspect.iscoroutinefunction(self.fn),
+            code=code,
+            policy=self.policy,
+        )
+        return Manifest(
+            spec,
+            codes=(code,) if code else (),
+            on_error=chosen.on_error,
+            max_running=chosen.max_running,
+            cache=chosen.cache,
+            schedule_ms=chosen.schedule_ms or (now + chosen.delay_ms if chosen.delay_ms else 0),
+            expire_ms=chosen.expire_ms,
+            blob=blob,
+        )
 
     def _positional(self, count: int, what: str) -> list[str]:
         if self.fn is None:
@@ -232,43 +254,37 @@ class Task(Generic[P, R]):
                 f"{self.name}{signature} does not take this call: {error}.{remedy}"
             ) from None
 
-    def _shipped(self) -> tuple[str, bytes | None]:
-        """What the workers are told of the function: where to import it, or its digest and code."""
-        if self.fn is None or self._client.options.codec == "msgpack":
-            return "", None  # a worker that serves the app knows the name
-        reference = self._client.codec.reference(self.fn)
-        if reference is not None:
-            return reference, None
-        digest, code = self._client.codec.pack_function(self.fn)
-        return digest.hex(), code
-
-    def _call(  # noqa: PLR0913 - what makes a job
-        self,
-        shipped: tuple[str, bytes | None],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        task_id: str | None = None,
-        *,
-        sweep: str | None = None,
-        index: int | None = None,
-    ) -> Call:
-        function, code = shipped
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        function, code = self._client.shipped(self.fn)
         chosen = self._options
         own_id = chosen.task_id or (self._unique_id(args, kwargs) if chosen.unique else None)
         spec = JobSpec(
-            task_id=task_id or own_id or new_id(),
+            task_id=own_id or new_id(),
             fn_name=self.name,
             lane=self._client.options.lane(chosen.priority),
             channel=self._client.channel,
             function=function,
             is_async=inspect.iscoroutinefunction(self.fn),
-            sweep=sweep,
-            index=index,
             nonce=secrets.token_hex(8) if own_id else "",
+            content=self._content(args, kwargs) if chosen.cache else "",
+            code=self._client.fingerprint(self.fn) if chosen.cache else "",
             policy=self.policy,
         )
         payload = self._client.codec.pack_call(spec.task_id, args, kwargs, binding=spec.binding())
         return Call(spec, payload, code, chosen.delay_ms, chosen.schedule_ms, chosen.expire_ms)
+
+    def _content(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """What the arguments are, by name: as of the same point of a sweep."""
+        given = dict(kwargs)
+        if self.fn is not None:
+            given = dict(inspect.signature(self.fn).bind(*args, **kwargs).arguments)
+        elif args:
+            given |= {f"arg_{at}": value for at, value in enumerate(args)}
+        design = designs.Columns(given, [(value,) for value in given.values()], 1)
+        try:
+            return point_digests(design, 0, 1)[0].hex()
+        except EncodingError:
+            return ""
 
     @functools.cached_property
     def policy(self) -> Policy:
@@ -282,10 +298,10 @@ class Task(Generic[P, R]):
         name = self.name.encode()[:200].decode(errors="ignore")  # an id has at most 256 bytes
         return f"{name}#{call_digest(self.name, args, kwargs)}"
 
-    async def _compare(self, call: Call) -> list[str]:
+    async def _compare(self, *, by_value: bool) -> list[str]:
         if self.fn is None:
             return []
-        return await self._client.compare(self.name, self.fn, by_value=call.code is not None)
+        return await self._client.compare(self.name, self.fn, by_value=by_value)
 
     def _tell(self, told: list[str]) -> None:
         for text in told:

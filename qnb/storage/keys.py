@@ -14,12 +14,22 @@ key                  type   lifetime                     what it holds, who writ
                                                          promote, retry, rerun, cron
 ``back:<lane>``      stream structural                   the same, of what a worker handed back or
                                                          lost: served before its lane. recover
+``parked:<lane>``    zset   structural                   of what the gate of its sweep holds
+                                                         back: sweep, place, job key. pass,
+                                                         release
 ``delayed:<lane>``   zset   structural                   job key by due time. enqueue, retry,
                                                          promote
 ``expiring:<lane>``  zset   structural                   job key by expiry; swept by expire.
                                                          enqueue
 ``jobs``             zset   structural                   job key by enqueue time; swept of
                                                          expired jobs by workers
+``sweeps``           zset   structural                   sweep by time of its last points; swept
+                                                         of expired ones by who lists them
+``gates``            hash   structural                   sweep: state, limit, last use of its
+                                                         gate; unused ones swept by workers. gate
+``holders:<hex>``    hash   structural                   job key: its entry, of the jobs that take
+                                                         the places of a sweep with a limit. pass,
+                                                         release
 ``workers``          zset   structural                   worker id by time of its last heartbeat;
                                                          swept by workers
 ``job:<hex>``        hash   30 d, then ``result_ttl_ms`` the job's record: ``m`` spec, ``p`` call,
@@ -32,6 +42,17 @@ key                  type   lifetime                     what it holds, who writ
                                                          ``o`` outcome, ``r`` result
 ``log:<hex>``        list   as its job                   output of the body in pieces, a ring of
                                                          1 MB. report
+``sweep:<hex>``      hash   30 d and ``result_ttl_ms``   a sweep: ``n`` name, ``p`` prefix of its
+                            from the last news of it     jobs' ids, ``c`` created, ``f`` task, ``l``
+                                                         lane, ``m`` signed manifest, ``v`` version
+                                                         of its points, ``t`` how many, ``j`` its
+                                                         jobs, ``s`` those stored, ``k`` all points
+                                                         known, ``b`` last stored at, ``z`` how it
+                                                         ended, ``h`` who holds it back. study, mark
+``points:<hex>``     list   as its sweep                 the sweep's points in signed parts
+``digests:<hex>``    string as its sweep                 16 bytes a job: what its arguments are
+``cache:<digest>``   string 30 d and ``result_ttl_ms``   the job that computes a content
+``code:<digest>``    string 30 d and ``result_ttl_ms``   what a fingerprint was made of
 ``func:<digest>``    string 30 d from its last submit    a function by value, signed
                             or its latest due time
 ``env:<digest>``     string 1 d from a worker's start    packages of a worker's environment
@@ -41,7 +62,9 @@ key                  type   lifetime                     what it holds, who writ
 
 Times are epoch milliseconds by the server's clock. States are ``q`` queued, ``d`` delayed,
 ``r`` running, ``c`` complete. Two kinds of channel carry news: ``notice:<client>`` of one client's
-jobs, ``control`` to all workers (``a<task id>`` abort, ``w<time>`` something is due then).
+jobs, ``control`` to all workers (``a<task id>`` abort, ``w<time>`` something is due then,
+``g<sweep>`` its gate has changed). An entry is named by its id, ``b`` and the id if it is in
+``back``, ``p`` and the member of one that is parked.
 """
 
 from __future__ import annotations
@@ -59,10 +82,25 @@ GROUP = "qnb"
 UNFINISHED_TTL_MS = 30 * 24 * 3600 * 1000
 
 #: kinds of key that stay; each is bounded by what is waiting, or swept
-STRUCTURAL = ("lane", "back", "delayed", "expiring", "jobs", "workers")
+STRUCTURAL = (
+    "lane", "back", "parked", "delayed", "expiring", "jobs", "sweeps", "gates", "holders",
+    "workers",
+)  # fmt: skip
 
 #: kinds of key that always carry a time to live
-EXPIRING = ("job", "log", "func", "env", "worker", "cron")
+EXPIRING = (
+    "job",
+    "log",
+    "sweep",
+    "points",
+    "digests",
+    "cache",
+    "code",
+    "func",
+    "env",
+    "worker",
+    "cron",
+)
 
 
 def job_hex(task_id: str) -> str:
@@ -78,11 +116,13 @@ def is_hex(member: bytes) -> bool:
 class KeySpace:
     """The keys of one queue."""
 
-    __slots__ = ("control", "jobs", "prefix", "workers")
+    __slots__ = ("control", "gates", "jobs", "prefix", "sweeps", "workers")
 
     def __init__(self, queue: str) -> None:
         self.prefix = f"qnb:{{{queue}}}:"
         self.jobs = self.prefix + "jobs"
+        self.sweeps = self.prefix + "sweeps"
+        self.gates = self.prefix + "gates"
         self.workers = self.prefix + "workers"
         self.control = self.prefix + "control"
 
@@ -91,6 +131,13 @@ class KeySpace:
 
     def back(self, lane: str) -> str:
         return f"{self.prefix}back:{lane}"
+
+    def parked(self, lane: str) -> str:
+        return f"{self.prefix}parked:{lane}"
+
+    def holders(self, sweep: str) -> str:
+        """Of a sweep, by the :func:`job_hex` of the prefix of its jobs' ids."""
+        return f"{self.prefix}holders:{sweep}"
 
     def delayed(self, lane: str) -> str:
         return f"{self.prefix}delayed:{lane}"
@@ -108,6 +155,20 @@ class KeySpace:
     def log(self, task_id: str, enqueue_time: int) -> str:
         """Of one run of the job: a fresh run has a fresh log."""
         return f"{self.prefix}log:{job_hex(task_id)}.{enqueue_time}"
+
+    def sweep(self, name: str) -> str:
+        return f"{self.prefix}sweep:{job_hex(name)}"
+
+    def study(self, name: str) -> tuple[str, str, str]:
+        """All keys of a sweep but its jobs: itself, its points, its digests."""
+        hex_ = job_hex(name)
+        return self.sweep(name), f"{self.prefix}points:{hex_}", f"{self.prefix}digests:{hex_}"
+
+    def cache(self, digest: str) -> str:
+        return f"{self.prefix}cache:{digest}"
+
+    def code(self, digest: str) -> str:
+        return f"{self.prefix}code:{digest}"
 
     def function(self, digest: str) -> str:
         return f"{self.prefix}func:{digest}"

@@ -217,8 +217,8 @@ def unpack_spec(data: bytes) -> JobSpec:
     _expect(is_async, bool)
     if index is not None:
         _whole(index)
-    absent: tuple[Any, ...] = (None, b"", b"")
-    rules, content, code = (*more, *absent[len(more) :])
+    absent = [None, b"", b""]
+    rules, content, code = more + absent[len(more) :]
     for digest in (content, code):
         _expect(digest, bytes)
     return JobSpec(
@@ -310,7 +310,8 @@ def pack_outcome(outcome: Outcome) -> bytes:
         [
             outcome.ending.value, outcome.tries, outcome.start, outcome.finish, outcome.worker,
             outcome.result_nbytes, outcome.peak_memory, outcome.cpu_time_us,
-            outcome.failure and _failure_row(outcome.failure), *([True] if outcome.cached else []),
+            outcome.failure and _failure_row(outcome.failure),
+            *([outcome.cached] if outcome.cached else []),
         ]
     )  # fmt: skip
 
@@ -339,8 +340,13 @@ def unpack_outcome(data: bytes, result: bytes = b"") -> Outcome:
         peak_memory=memory,
         cpu_time_us=cpu,
         failure=_failure_of(failure) if failure else None,
-        cached=cached == [True],
+        cached=_cached(*cached),
     )
+
+
+def _cached(source: Any = "") -> str:
+    _expect(source, str)
+    return cast("str", source)
 
 
 def pack_end(claimed: Claimed, outcome: bytes, result: bytes) -> bytes:
@@ -395,7 +401,7 @@ def unpack_record(fields: Mapping[str, bytes | None]) -> JobRecord:
         outcome = unpack_outcome(fields["o"] or b"", fields.get("r") or b"")
         return replace(
             record, tries=outcome.tries, start=outcome.start, worker=outcome.worker or None,
-            outcome=outcome, cached=outcome.cached,
+            outcome=outcome, cached=bool(outcome.cached),
         )  # fmt: skip
     return replace(
         record,

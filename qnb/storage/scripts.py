@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from qnb.storage.keys import GROUP, UNFINISHED_TTL_MS, KeySpace
+from qnb.storage.keys import GROUP, UNFINISHED_TTL_MS, KeySpace, job_hex
 from qnb.storage.records import MAX_LOST_STARTS
 
 __all__ = ["INLINE", "Scripts"]
@@ -25,6 +26,9 @@ INLINE = 16 * 1024
 
 #: most bytes of a job's log
 LOG_BYTES = 1_000_000
+
+#: how often a gate that is in use says so
+DAY_MS = 24 * 3600 * 1000
 
 Bytes = bytes | bytearray | memoryview
 
@@ -76,13 +80,16 @@ class Scripts:
         jobs: Sequence[str],
         calls: Sequence[tuple[int, str, Bytes, Bytes, str, int | str]],
         lives: Mapping[str, int] | None = None,
+        *,
+        fresh: bool = True,
     ) -> tuple[list[int], list[int]]:
         """Store ``calls`` of (lane from 1, job hex, spec, call, due, expiry) under ``jobs``.
 
         With it goes what :meth:`keep` does of ``lives``: functions (keys), milliseconds of each.
+        Unless ``fresh``, what is complete is left alone and not run afresh.
         """
         keys = self._keys
-        args: list[Any] = [len(lanes), UNFINISHED_TTL_MS, INLINE, keys.control]
+        args: list[Any] = [len(lanes), UNFINISHED_TTL_MS, INLINE, keys.control, int(not fresh)]
         for call in calls:
             args += call
         places = [key(lane) for lane in lanes for key in (keys.lane, keys.delayed, keys.expiring)]
@@ -91,21 +98,30 @@ class Scripts:
             return await self._run_keeping(lives, "enqueue", places, args)
         return await self._run("enqueue", places, args), []
 
-    async def abort(  # noqa: PLR0913 - the script's own arguments, by name
-        self, task_id: str, lane: str, outcome: bytes, ttl_ms: int, channel: str, notice: bytes,
-        who: str,
-    ) -> int:  # fmt: skip
-        """End a waiting job (1) or ask its worker to stop it (2); 0 if unknown or finished."""
+    async def abort(
+        self, lane: str, ttl_ms: int, who: str, ends: Sequence[tuple[str, bytes, str, bytes]]
+    ) -> list[int]:
+        """End waiting jobs of ``lane`` (1) or ask their workers to stop them (2); 0 if unknown or
+        finished: (task id, outcome, channel, notice) of each.
+        """
         keys = self._keys
-        places = [keys.job(task_id), keys.lane(lane), keys.back(lane), keys.delayed(lane)]
-        args = [GROUP, outcome, ttl_ms, channel, notice, keys.control, task_id, who]
-        reply: int = await self._run("abort", [*places, keys.expiring(lane)], args)
+        args: list[Any] = [GROUP, ttl_ms, keys.control, who, keys.channel("")]
+        for end in ends:
+            args += end
+        places = [keys.lane(lane), keys.back(lane), keys.delayed(lane), keys.expiring(lane)]
+        jobs = [keys.job(task_id) for task_id, *_ in ends]
+        reply: list[int] = await self._run("abort", [*places, keys.parked(lane), *jobs], args)
         return reply
 
-    async def rerun(self, task_id: str, lane: str, spec: bytes, call: bytes) -> int:
-        """Run a finished job again; its enqueue time, 0 if it is unknown or not finished."""
-        keys = [self._keys.jobs, self._keys.job(task_id), self._keys.lane(lane)]
-        reply: int = await self._run("rerun", keys, [spec, UNFINISHED_TTL_MS, INLINE, call])
+    async def rerun(
+        self, lane: str, jobs: Sequence[str], calls: Sequence[tuple[bytes, Bytes]]
+    ) -> list[int]:
+        """Run finished ``jobs`` of ``lane`` again by (spec, call) of each; their enqueue times."""
+        args: list[Any] = [UNFINISHED_TTL_MS, INLINE]
+        for call in calls:
+            args += call
+        places = [self._keys.jobs, self._keys.lane(lane), *jobs]
+        reply: list[int] = await self._run("rerun", places, args)
         return reply
 
     async def expire(
@@ -117,9 +133,8 @@ class Scripts:
         for end in ends:
             args += end
         places = [keys.expiring(lane), keys.delayed(lane), keys.lane(lane), keys.back(lane)]
-        reply: list[int] = await self._run(
-            "expire", [*places, *(keys.job_of(hex_) for hex_, *_ in ends)], args
-        )
+        jobs = [keys.job_of(hex_) for hex_, *_ in ends]
+        reply: list[int] = await self._run("expire", [*places, keys.parked(lane), *jobs], args)
         return reply
 
     async def keep(self, functions: Sequence[str], ttls_ms: Sequence[int]) -> list[int]:
@@ -136,9 +151,97 @@ class Scripts:
     async def size(self, lanes: Sequence[str]) -> list[tuple[int, int]]:
         """Of each lane: how many jobs wait in it, and how many are delayed."""
         keys = self._keys
-        places = [key(lane) for lane in lanes for key in (keys.lane, keys.back, keys.delayed)]
-        reply = await self._run("size", places, [])
+        kinds = (keys.lane, keys.back, keys.delayed, keys.parked)
+        reply = await self._run("size", [key(lane) for lane in lanes for key in kinds], [])
         return list(zip(reply[::2], reply[1::2], strict=True))
+
+    async def pick(  # noqa: PLR0913 - the script's own arguments
+        self, jobs: Sequence[str], task: str, sweep: str, state: str, fields: Sequence[str],
+        bulky: Sequence[str], most: int,
+    ) -> list[list[bytes | None] | None]:  # fmt: skip
+        """Spec, state, ``fields`` and ``bulky`` ones up to ``most`` bytes of jobs that fit."""
+        args = [task, sweep, state, most, len(bulky), *bulky, *fields]
+        reply: list[list[bytes | None] | None] = await self._run("pick", jobs, args)
+        return reply
+
+    # -- sweeps --------------------------------------------------------------------------------
+
+    async def study(  # noqa: PLR0913 - the script's own arguments
+        self, name: str, prefix: str, version: int | None, ttl_ms: int,
+        fields: Mapping[str, Any], points: Sequence[Bytes],
+    ) -> int:  # fmt: skip
+        """Create a sweep, or replace ``version`` of its points; its version, 0 if it cannot."""
+        args: list[Any] = [prefix, "" if version is None else version, ttl_ms, job_hex(name)]
+        args += [len(fields), *chain.from_iterable(fields.items()), *points]
+        reply: int = await self._run("study", [self._keys.sweeps, *self._keys.study(name)], args)
+        return reply
+
+    async def mark(  # noqa: PLR0913 - the script's own arguments
+        self, name: str, prefix: str, version: int | None, ttl_ms: int, stored: int | None,
+        digests: tuple[int, bytes], fields: Mapping[str, Any], points: Sequence[Bytes],
+    ) -> int:  # fmt: skip
+        """Note how far a sweep has come; 0 if it is another one by now."""
+        args: list[Any] = [prefix, "" if version is None else version, ttl_ms]
+        args += ["" if stored is None else stored, *digests]
+        args += [len(fields), *chain.from_iterable(fields.items()), *points]
+        reply: int = await self._run("mark", self._keys.study(name), args)
+        return reply
+
+    async def tally(self, jobs: Sequence[str]) -> list[tuple[bytes, int, int]]:
+        """Of each job: its state ('' unknown, 'cdone' complete), start and end of its body."""
+        reply = await self._run("tally", jobs, [])
+        return list(zip(reply[::3], reply[1::3], reply[2::3], strict=True))
+
+    async def adopt(
+        self,
+        jobs: Sequence[str],
+        ttl_ms: int,
+        channel: str,
+        rows: Sequence[tuple[str, bytes, Bytes, bytes, Bytes, bytes]],
+    ) -> list[int]:
+        """Store complete jobs: (hex, spec, call, outcome, result, notice); their enqueue times."""
+        args: list[Any] = [ttl_ms, channel]
+        for row in rows:
+            args += row
+        reply: list[int] = await self._run("adopt", [self._keys.jobs, *jobs], args)
+        return reply
+
+    async def forget(self, sweep: str, hexes: Sequence[str], keys: Sequence[str]) -> int:
+        """Remove ``keys`` of the jobs ``hexes``, and with its hex the ``sweep`` from the sweeps."""
+        places = [self._keys.jobs, self._keys.sweeps, *keys]
+        reply: int = await self._run("forget", places, [sweep, *hexes])
+        return reply
+
+    # -- gates ---------------------------------------------------------------------------------
+
+    async def gate(
+        self, sweep: str, state: str, limit: int | str, why: str, was: bytes = b""
+    ) -> int:
+        """Set the gate of a sweep; ``limit`` "" for none, "=" as it is. 0 if it is not ``was``."""
+        keys, args = self._keys, [sweep, state, limit, why, self._keys.control, was]
+        reply: int = await self._run("gate", [keys.gates, keys.holders(sweep)], args)
+        return reply
+
+    async def pass_(
+        self, sweep: str, lane: str, jobs: Sequence[str], entries: Sequence[str]
+    ) -> list[int]:
+        """Which claimed ``jobs`` may go on (1); 2: parked, while :meth:`release` finds work."""
+        keys = self._keys
+        places = [keys.gates, keys.holders(sweep), keys.parked(lane), keys.lane(lane)]
+        args = [GROUP, sweep, DAY_MS, *entries]
+        reply: list[int] = await self._run("pass", [*places, keys.back(lane), *jobs], args)
+        return reply
+
+    async def release(
+        self, sweep: str, lane: str, holders: Sequence[str], members: Sequence[tuple[str, str]]
+    ) -> int:
+        """Let parked jobs go on, of (member, job hex), where ``holders`` (hexes) leave room."""
+        keys = self._keys
+        places = [keys.gates, keys.holders(sweep), keys.parked(lane), keys.back(lane)]
+        jobs = [keys.job_of(hex_) for hex_ in (*holders, *(hex_ for _, hex_ in members))]
+        args = [sweep, INLINE, len(holders), *(member for member, _ in members)]
+        reply: int = await self._run("release", [*places, *jobs], args)
+        return reply
 
     # -- workers -------------------------------------------------------------------------------
 

@@ -81,9 +81,15 @@ class Store:
     # -- sending -------------------------------------------------------------------------------
 
     async def enqueue(
-        self, calls: Sequence[Call], missing: Callable[[str], Awaitable[None]] | None = None
+        self,
+        calls: Sequence[Call],
+        missing: Callable[[str], Awaitable[None]] | None = None,
+        *,
+        fresh: bool = True,
     ) -> list[int]:
         """Store ``calls``; the enqueue time of each, 0 where it was there already.
+
+        What is complete is run afresh, or left alone too.
 
         Functions that they bring are kept for as long as their jobs may wait. One that the store
         does not have is given to ``missing``.
@@ -105,7 +111,7 @@ class Store:
             keys = {self.keys.function(digest): ms for digest, ms in lives.items()}
             enqueued, kept = await self.server.run(
                 lambda lanes=lanes, jobs=jobs, rows=rows, keys=keys: (  # type: ignore[misc]
-                    self.server.scripts.enqueue(lanes, jobs, rows, keys)
+                    self.server.scripts.enqueue(lanes, jobs, rows, keys, fresh=fresh)
                 )
             )
             for digest, there in zip(lives, kept, strict=True):
@@ -159,22 +165,23 @@ class Store:
         now = self.clock.now_ms()
         outcome = pack_outcome(aborted(record.task_id, record.tries, now, f"aborted by {who}"))
         spec = await self.spec(record.task_id)
-        channel = self.keys.channel(spec.channel) if spec and spec.channel else ""
-        return await self.server.run(
+        end = (record.task_id, outcome, spec.channel if spec else "", pack([record.task_id, "c"]))
+        [answer] = await self.server.run(
             lambda: self.server.scripts.abort(
-                record.task_id, record.priority, outcome, self.options.result_ttl_ms, channel,
-                pack([record.task_id, "c"]), who,
+                record.priority, self.options.result_ttl_ms, who, [end]
             )
-        )  # fmt: skip
+        )
+        return answer
 
     async def rerun(self, spec: JobSpec, call: bytes) -> int:
         """Run a finished job again as ``spec`` and ``call`` say; its enqueue time, or 0."""
-        packed = pack_spec(spec)
+        job, packed = self.keys.job(spec.task_id), pack_spec(spec)
         if spec.function and ":" not in spec.function:
             await self.keep_functions({spec.function: UNFINISHED_TTL_MS})
-        return await self.server.run(
-            lambda: self.server.scripts.rerun(spec.task_id, spec.lane, packed, call)
+        [enqueued] = await self.server.run(
+            lambda: self.server.scripts.rerun(spec.lane, [job], [(packed, call)])
         )
+        return enqueued
 
     async def spec(self, task_id: str) -> JobSpec | None:
         """What a job is, None if it is unknown or unreadable."""

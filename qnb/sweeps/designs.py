@@ -21,8 +21,8 @@ from typing import Any, Final, Self, TypeAlias, overload
 from qnb.errors import InvalidOption
 from qnb.sweeps.axes import Constant, Values, axis, check_names, short, values
 
-__all__ = ["ABSENT", "Absent", "Columns", "Design", "Point", "Product", "Sum", "grid", "star",
-           "zip_", "zipped"]  # fmt: skip
+__all__ = ["ABSENT", "Absent", "Columns", "Design", "Point", "Product", "Sum", "grid", "of_tree",
+           "star", "zip_", "zipped"]  # fmt: skip
 
 Point: TypeAlias = dict[str, Any]
 
@@ -97,6 +97,10 @@ class Design(Sequence[Point]):
             )
             for row in rows
         ]
+
+    @abstractmethod
+    def tree(self) -> list[Any]:
+        """The design as plain lists and the values of its axes, for :func:`of_tree`."""
 
     def preview(self, n: int = 5) -> list[Point]:
         """The first ``n`` points."""
@@ -197,13 +201,29 @@ class Columns(Design):
             return [values[0]] * (stop - start)
         return list(values[start:stop])
 
+    def tree(self) -> list[Any]:
+        columns, gaps = [], []
+        for column in self._columns:
+            kind = "one" if isinstance(column, Constant) else "many"
+            if isinstance(column, range):
+                columns.append(["range", [column.start, column.stop, column.step]])
+                continue
+            holes = [at for at, v in enumerate(column) if v is ABSENT] if self.ragged else []
+            columns.append([kind, [None if v is ABSENT else v for v in column]])
+            if holes:
+                gaps.append([len(columns) - 1, holes])
+        labels = [[level, list(column)] for level, column in self.labels.items()]
+        return ["columns", list(self.names), columns, gaps, self._size, self.positional,
+                self.ragged, labels]  # fmt: skip
+
 
 class Product(Design):
     """Every combination of the factors' points, the last factor's varying fastest."""
 
-    __slots__ = ("_places",)
+    __slots__ = ("_places", "factors")
 
     def __init__(self, factors: Sequence[Design]) -> None:
+        self.factors = tuple(factors)
         names = [name for factor in factors for name in factor.names]
         for name in names:
             if names.count(name) > 1:
@@ -245,6 +265,9 @@ class Product(Design):
             column += [values[-1]] * (stop - (last - 1) * stride)
         return column
 
+    def tree(self) -> list[Any]:
+        return ["product", [factor.tree() for factor in self.factors]]
+
 
 def _around(factor: Design, place: int, first: int, last: int) -> list[Any]:
     """A parameter's values from ``first`` up to ``last``, as though the points came round again."""
@@ -273,7 +296,9 @@ class Sum(Design):
         self._parts = parts
         self._ends = list(accumulate(part._size for part in parts))
         ragged = any(part.ragged or len(part.names) < len(names) for part in parts)
-        super().__init__(names, self._ends[-1] if parts else 0, ragged=ragged)
+        by_position = {part.positional for part in parts}
+        positional = by_position.pop() if len(by_position) == 1 else 0
+        super().__init__(names, self._ends[-1] if parts else 0, positional, ragged=ragged)
 
     def _column(self, place: int, start: int, stop: int) -> list[Any]:
         name, column = self.names[place], list[Any]()
@@ -288,6 +313,29 @@ class Sum(Design):
             else:
                 column += [ABSENT] * (high - low)
         return column
+
+    def tree(self) -> list[Any]:
+        return ["sum", [part.tree() for part in self._parts]]
+
+
+def of_tree(tree: Sequence[Any]) -> Design:
+    """The design that :meth:`Design.tree` has made plain."""
+    kind, *parts = tree
+    if kind != "columns":
+        return {"product": Product, "sum": Sum}[kind]([of_tree(part) for part in parts[0]])
+    names, given, gaps, size, positional, ragged, labels = parts
+    columns: list[Values] = []
+    for how, listed in given:
+        many: Values = range(*listed) if how == "range" else tuple(listed)
+        columns.append(Constant(many) if how == "one" else many)
+    for at, holes in gaps:
+        filled = list(columns[at])
+        for hole in holes:
+            filled[hole] = ABSENT
+        columns[at] = filled
+    design = Columns(names, columns, size, positional, ragged=ragged)
+    design.labels = {level: tuple(listed) for level, listed in labels}
+    return design
 
 
 def grid(**axes: Any) -> Design:

@@ -4,108 +4,77 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from qnb import bridge
 from qnb.client import Client
-from qnb.clock import backoff, seconds
+from qnb.clock import seconds
 from qnb.display import Displayed
-from qnb.errors import BrokerError, QnbError
+from qnb.errors import InvalidOption
 from qnb.job import Job
-from qnb.models import UNFINISHED, Ending, JobRecord, JobState, SweepSnapshot
+from qnb.models import CELLS, JobRecord, SweepSnapshot
 from qnb.reading import value_of
-from qnb.storage.records import Call, Notice
-from qnb.sweeps.designs import Design
+from qnb.storage.studies import ABORTED, DONE, FAILED, QUEUED, RUNNING
+from qnb.sweeps.axes import values
+from qnb.sweeps.designs import Columns, Design, Product
+from qnb.sweeps.driver import Driver
+from qnb.sweeps.feed import Feed
+from qnb.sweeps.forecast import Progress
+from qnb.sweeps.manifest import Manifest
+from qnb.sweeps.opening import Opened
 
 if TYPE_CHECKING:
     from qnb.analysis.frames import DataFrame
 
-__all__ = ["Sweep"]
+__all__ = ["Completed", "Sweep"]
 
 R = TypeVar("R")
-T = TypeVar("T")
 
-#: seconds for which a sweep waits for a server that does not answer
-PATIENCE = 600.0
-
-#: jobs that are encoded and stored at a time
-CHUNK = 500
-SLICE = 50
-
-#: seconds between two looks at jobs whose notice may have been lost, and how many are looked at
-LOOK = 1.0
-LOOK_JOBS = 2000
-
-#: distinct errors that a snapshot counts
-KEPT_ERRORS = 50
-
-_QUEUED, _RUNNING, _DONE, _FAILED, _ABORTED = range(5)
-
-
-def _cell(record: JobRecord) -> int:
-    if record.status is JobState.RUNNING:
-        return _RUNNING
-    if record.outcome is None:
-        return _QUEUED
-    if record.outcome.ending is Ending.ABORTED:
-        return _ABORTED
-    return _DONE if record.outcome.success else _FAILED
+Errors = Literal["raise", "coerce", "return"]
 
 
 class Sweep(Displayed, Sequence[Job[R]]):
-    """One job per point of a design, in the design's order.
+    """One job per point of a design, in the design's order; kept by its name.
 
     Made by :meth:`Task.grid <qnb.Task.grid>` and its siblings, which return at once: the jobs are
     stored in the background. ``sweep[i]`` is a job, ``await sweep`` gives all values,
-    :meth:`wait` blocks until all have ended, :meth:`frame` tabulates. As the last expression of a
-    notebook cell it is shown live.
+    :meth:`wait` blocks until all have ended, :meth:`frame` tabulates. ``app.sweep(name)`` finds it
+    again from any kernel. As the last expression of a notebook cell it is shown live.
 
     All its state is owned by qnb's I/O thread; other threads read it.
     """
 
-    def __init__(  # noqa: PLR0913 - made in one place, by Task
-        self,
-        client: Client,
-        name: str,
-        prefix: str,
-        fn_name: str,
-        design: Design,
-        calls: Callable[[int, int], list[Call]],
-    ) -> None:
-        self.name = name
-        self.fn_name = fn_name
-        self.design = design
+    def __init__(self, client: Client, opened: Opened, *, shuffle: bool = False) -> None:
+        self.name = opened.study.name
+        self.fn_name = opened.study.fn_name
         self._client = client
-        self._prefix = prefix  # of its jobs' ids
-        self._calls = calls
-        self._cells = bytearray(len(design))
-        self._left = len(design)
-        self._stored = 0
-        self._submitted: Future[None] = Future()  # all is stored, or cannot be
-        self._away = False  # does the server not answer?
-        self._errors: Counter[str] = Counter()
-        self._started = time.monotonic()
-        self._ended_at: float | None = None
-        self._ended: Future[None] = Future()
-        self._watchers: list[Callable[[], None]] = []
-        self._news: asyncio.Event | None = None
-        if self._left:
-            calls(0, 1)  # an argument that cannot be sent is refused here, not later
-            bridge.run(client.link())  # and so is a store that cannot be used
-            bridge.owe(self._submitted)
-            bridge.spawn(self._live())
-        else:
-            self._settle()
+        self._driver = Driver(client, opened, shuffle=shuffle)
+        self._driver.start()
+
+    @property
+    def _feed(self) -> Feed:
+        return self._driver.feed
+
+    @property
+    def design(self) -> Design:
+        """Its points."""
+        return self._laid_out().layout.design
 
     # -- a sequence of jobs --------------------------------------------------------------------
 
+    def _laid_out(self) -> Feed:
+        """The feed, once it is known which job is where."""
+        self._driver.ready.result()
+        return self._driver.feed
+
     def __len__(self) -> int:
-        return len(self.design)
+        return len(self._laid_out().layout)
 
     @overload
     def __getitem__(self, at: int) -> Job[R]: ...
@@ -119,147 +88,15 @@ class Sweep(Displayed, Sequence[Job[R]]):
     def __iter__(self) -> Iterator[Job[R]]:
         return map(self._job, range(len(self)))
 
-    def _id(self, index: int) -> str:
-        return f"{self._prefix}.{index}"
+    def _id(self, place: int) -> str:
+        feed = self._feed
+        return feed.study.id(feed.layout.number(place))
 
-    def _job(self, index: int) -> Job[R]:
-        return Job(self._client, self._id(index))
+    def _ids(self) -> list[str]:
+        return [self._id(place) for place in range(len(self))]
 
-    # -- living: on the I/O thread -------------------------------------------------------------
-
-    async def _live(self) -> None:
-        """Store the jobs, then follow them until all have ended."""
-        try:
-            link = await self._client.link()
-            self._news = asyncio.Event()
-            unwatch = link.watch(self._prefix, self._heard)
-            try:
-                await link.listen()
-                submitting = asyncio.create_task(self._submit(), name="qnb-submit")
-                try:
-                    await self._follow(submitting)
-                finally:
-                    submitting.cancel()
-            finally:
-                unwatch()
-        except Exception as error:  # noqa: BLE001 - whoever waits is told
-            self._settle(error)
-        finally:
-            self._let_leave()
-
-    def _let_leave(self) -> None:
-        """The end of the process need not wait for this sweep any more."""
-        if not self._submitted.done():
-            self._submitted.set_result(None)
-
-    async def _submit(self) -> None:
-        total = len(self)
-        for start in range(0, total, CHUNK):
-            stop = min(start + CHUNK, total)
-            calls: list[Call] = []
-            for at in range(start, stop, SLICE):
-                calls += self._calls(at, min(at + SLICE, stop))
-                await asyncio.sleep(0)  # let notices in
-            await self._patiently(lambda calls=calls: self._client.enqueue(calls))  # type: ignore[misc]
-            self._stored = stop
-            self._changed()
-        self._let_leave()
-
-    async def _follow(self, submitting: asyncio.Task[None]) -> None:
-        news = self._news
-        assert news is not None
-        looked, at = time.monotonic(), 0
-        while self._left:
-            if submitting.done() and (error := submitting.exception()):
-                raise QnbError(
-                    f"sweep {self.name!r}: {self._stored} of {len(self)} jobs were stored, then: "
-                    f"{error}"
-                ) from error
-            news.clear()
-            waiting = asyncio.ensure_future(news.wait())
-            pending = {waiting} if submitting.done() else {waiting, submitting}
-            await asyncio.wait(pending, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if time.monotonic() - looked >= LOOK:
-                at = await self._patiently(lambda at=at: self._look(at))  # type: ignore[misc]
-                looked = time.monotonic()
-            self._changed()
-        self._settle()
-
-    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
-        """``act``, and again while the server is away, for up to ``PATIENCE`` seconds."""
-        deadline, attempt = time.monotonic() + PATIENCE, 0
-        while True:
-            try:
-                done = await act()
-            except BrokerError as error:
-                if type(error) is not BrokerError or time.monotonic() > deadline:
-                    raise
-                self._away = True
-                self._changed()
-                await asyncio.sleep(backoff(attempt))
-                attempt += 1
-            else:
-                self._away = False
-                return done
-
-    async def _look(self, at: int) -> int:
-        """Read the state of some jobs whose end may have been missed; where to go on next time."""
-        open_ = [i for i in range(at, self._stored) if self._cells[i] <= _RUNNING][:LOOK_JOBS]
-        if not open_:
-            return 0
-        store = (await self._client.link()).store
-        records = await store.records([self._id(index) for index in open_])
-        for index, record in zip(open_, records, strict=True):
-            if record is None:
-                self._set(index, _ABORTED, "JobLost: its record has expired")
-            else:
-                self._take(index, record)
-        return open_[-1] + 1
-
-    def _heard(self, notice: Notice) -> None:
-        index = int(notice.task_id.rpartition(".")[2])
-        if notice.record is not None:
-            self._take(index, notice.record)
-        elif notice.status is JobState.RUNNING and self._cells[index] == _QUEUED:
-            self._cells[index] = _RUNNING
-        elif notice.status not in UNFINISHED:  # too large for a notice
-            link = asyncio.ensure_future(self._client.record(notice.task_id))
-            link.add_done_callback(lambda read: self._fetched(index, read))
-        if self._news is not None:
-            self._news.set()
-
-    def _fetched(self, index: int, read: asyncio.Future[JobRecord | None]) -> None:
-        if not read.cancelled() and read.exception() is None and (record := read.result()):
-            self._take(index, record)
-            if self._news is not None:
-                self._news.set()
-
-    def _take(self, index: int, record: JobRecord) -> None:
-        failure = record.outcome.failure if record.outcome else None
-        self._set(index, _cell(record), failure.text if failure else "")
-
-    def _set(self, index: int, cell: int, error: str = "") -> None:
-        before = self._cells[index]
-        if before > _RUNNING or cell == before:
-            return
-        self._cells[index] = cell
-        if cell > _RUNNING:
-            self._left -= 1
-            if error and (error in self._errors or len(self._errors) < KEPT_ERRORS):
-                self._errors[error] += 1
-
-    def _settle(self, error: BaseException | None = None) -> None:
-        self._ended_at = time.monotonic()
-        if error is None:
-            self._ended.set_result(None)
-        else:
-            self._ended.set_exception(error)
-        self._changed()
-
-    def _changed(self) -> None:
-        for changed in tuple(self._watchers):
-            changed()
+    def _job(self, place: int) -> Job[R]:
+        return Job(self._client, self._id(place))
 
     # -- waiting -------------------------------------------------------------------------------
 
@@ -269,38 +106,162 @@ class Sweep(Displayed, Sequence[Job[R]]):
         ``TimeoutError`` after ``timeout`` seconds. An interrupt ends the wait; the work goes on.
         """
         limit = seconds(timeout)
+        deadline = None if limit is None else time.monotonic() + limit
         try:
-            self._ended.result(limit)
+            while (ended := self._feed.ended) is not None:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                ended.result(left)
+                if ended is self._feed.ended:
+                    return self
         except FutureTimeout:
             raise TimeoutError(f"{self!r} has not ended within {limit:g} s; it goes on") from None
+        except KeyboardInterrupt as interrupt:
+            self._tell_how_to_return(interrupt)
+            raise
         return self
+
+    def _tell_how_to_return(self, interrupt: BaseException) -> None:
+        interrupt.add_note(
+            f"sweep {self.name!r} goes on: app.sweep({self.name!r}) shows it, and its cancel() "
+            "ends it"
+        )
+
+    async def _all_ended(self) -> None:
+        while (ended := self._feed.ended) is not None:
+            await bridge.arrived(ended)
+            if ended is self._feed.ended:
+                return
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         return self._values().__await__()
 
     async def _values(self) -> list[R]:
-        await bridge.arrived(self._ended)
+        await self._all_ended()
         records = await asyncio.wrap_future(bridge.spawn(self._records()))
-        values: list[R] = []
-        errors: list[Exception] = []
-        for index, record in enumerate(records):
-            if record is not None and record.outcome is not None and record.outcome.success:
-                values.append(value_of(self._client.codec, self._id(index), record))
-                continue
-            try:
-                value_of(self._client.codec, self._id(index), record)
-            except Exception as error:  # noqa: BLE001 - collected, and raised together below
-                error.add_note(f"job {self._id(index)!r}, point {dict(self.design[index])!r}")
-                errors.append(error)
-        if errors:
-            raise ExceptionGroup(
-                f"{len(errors)} of {len(self)} jobs of sweep {self.name!r} failed", errors
-            )
-        return values
+        return self._results(records, "raise")
 
-    async def _records(self) -> list[JobRecord | None]:
+    def results(self, errors: Errors = "raise") -> list[Any]:
+        """Wait for all jobs and give their values, in the order of the points.
+
+        With ``errors="raise"`` an ``ExceptionGroup`` of all failures, each with its point; with
+        ``"coerce"`` their places hold None, with ``"return"`` the exceptions themselves.
+        """
+        if errors not in ("raise", "coerce", "return"):
+            raise InvalidOption(f"errors={errors!r}: expected 'raise', 'coerce' or 'return'")
+        self.wait()
+        return self._results(bridge.run(self._records()), errors)
+
+    def _results(self, records: list[JobRecord | None], errors: Errors) -> list[Any]:
+        found: list[Any] = []
+        failures: list[Exception] = []
+        for place, record in enumerate(records):
+            try:
+                found.append(value_of(self._client.codec, self._id(place), record))
+            except Exception as error:  # noqa: BLE001 - collected, and given together
+                error.add_note(f"job {self._id(place)!r}, point {self.design[place]!r}")
+                failures.append(error)
+                found.append(error if errors == "return" else None)
+        if failures and errors == "raise":
+            raise ExceptionGroup(
+                f"{len(failures)} of {len(self)} jobs of sweep {self.name!r} failed", failures
+            )
+        return found
+
+    def as_completed(self, timeout: float | timedelta | None = None) -> Completed[R]:
+        """The jobs as they end, well or badly: ``for job in ...``, or ``async for job in ...``.
+
+        Those that have ended come first. ``TimeoutError`` if not all have within ``timeout``
+        seconds.
+        """
+        return Completed(self, seconds(timeout))
+
+    async def _records(self, places: Sequence[int] | None = None) -> list[JobRecord | None]:
         store = (await self._client.link()).store
-        return await store.records([self._id(i) for i in range(len(self))], result=True)
+        ids = self._ids() if places is None else [self._id(place) for place in places]
+        return await store.records(ids, call=False, result=True)
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def retry(self, where: Any = None) -> bridge.Command[int]:
+        """Run jobs again that have ended: all that have no value, or those of ``where``.
+
+        ``where`` is a mask with a bool for each point, or jobs, or their ids such as
+        ``frame[frame.loss > 1].index``. They run with the function that is defined here now, if
+        this kernel has the task, else with the one they had. The answer is how many there are.
+        """
+        places = self._chosen(where)
+        manifest = self._todays()
+
+        async def reopen() -> list[int]:
+            feed = self._driver.feed
+            ended = [place for place in places if feed.cells[place] > RUNNING]
+            feed.reopen(ended)
+            return ended
+
+        ended = bridge.run(reopen())
+        return bridge.Command(self._driver.again(ended, manifest), f"retry of sweep {self.name!r}")
+
+    def _todays(self) -> Manifest:
+        """The manifest with the function that its task has here now."""
+        manifest = self._driver.manifest
+        fn = self._client.registry.get(self.fn_name)
+        if fn is None:
+            return manifest
+        function, blob = self._client.shipped(fn)
+        code = self._client.fingerprint(fn)
+        spec = replace(
+            manifest.spec, function=function, code=code, is_async=iscoroutinefunction(fn)
+        )
+        return replace(manifest, spec=spec, blob=blob, codes=(code,) if code else ())
+
+    def _chosen(self, where: Any) -> list[int]:
+        feed = self._laid_out()
+        if where is None:
+            return [p for p, cell in enumerate(feed.cells) if cell in (FAILED, ABORTED)]
+        listed = list(where)
+        if listed and all(isinstance(one, str | Job) for one in listed):
+            places = {self._id(place): place for place in range(len(self))}
+            ids = [one.id if isinstance(one, Job) else one for one in listed]
+            if unknown := [id_ for id_ in ids if id_ not in places]:
+                raise InvalidOption(f"job {unknown[0]!r} is none of {self!r}")
+            return [places[id_] for id_ in ids]
+        if len(listed) != len(self) or not all(_is_bool(one) for one in listed):
+            raise InvalidOption(
+                f"where has {len(listed):,} values: expected a bool for each of the {len(self):,} "
+                "points, or jobs or ids of some of them"
+            )
+        return [place for place, one in enumerate(listed) if one]
+
+    def cancel(self) -> bridge.Command[int]:
+        """End all that has not ended: what waits is aborted, what runs is stopped.
+
+        The answer is how many jobs that were.
+        """
+        return bridge.Command(self._driver.cancel(), f"cancel of sweep {self.name!r}")
+
+    def pause(self) -> bridge.Command[bool]:
+        """Let no further job start, wherever workers are; what runs goes on.
+
+        It stays so until :meth:`resume`, also when this kernel is gone. The answer is false if no
+        job is left.
+        """
+        return bridge.Command(self._driver.pause(), f"pause of sweep {self.name!r}")
+
+    def resume(self) -> bridge.Command[bool]:
+        """Let jobs start again after :meth:`pause`; false if none is left."""
+        return bridge.Command(self._driver.resume(), f"resume of sweep {self.name!r}")
+
+    def extend(self, **axes: Any) -> bridge.Command[int]:
+        """Add values to axes of a grid, and run the new points: the answer is how many.
+
+        What has been computed stays. ``sweep.extend(x=[4, 5])`` on a grid of ``x`` and ``y`` runs
+        the new values of ``x`` with each ``y``.
+        """
+        design = _extended(self, self.design, axes)
+        manifest = self._todays()
+        return bridge.Command(
+            self._driver.extend(design, manifest), f"extend of sweep {self.name!r}"
+        )
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -310,69 +271,194 @@ class Sweep(Displayed, Sequence[Job[R]]):
         Parameters first under their own names, then the result (the fields of a dict, NamedTuple
         or dataclass become columns), then how each job went. Index: ``task_id``.
         """
-        from qnb.analysis import frames
+        from qnb.analysis import gather
+        from qnb.analysis.columns import MISSING
 
-        records = bridge.run(self._records()) if len(self) else []
-        values = [
-            value_of(self._client.codec, self._id(index), record)
-            if record is not None and record.outcome is not None and record.outcome.success
-            else frames.MISSING
-            for index, record in enumerate(records)
-        ]
-        return frames.sweep_frame(
-            self.name,
-            self.design.columns(absent=frames.MISSING),
-            records,
-            values,
-            task_ids=[self._id(index) for index in range(len(self))],
+        design = self.design
+        return gather.sweep_frame(
+            self._client, self.name, self._ids(), design.columns(absent=MISSING), design.labels
         )
+
+    def progress(self) -> Progress:
+        """How far it is, how fast, and when it will end: with an interval that holds 8 of 10."""
+
+        async def ask() -> Progress:
+            feed = self._driver.feed
+            feed.estimate(fresh=True)
+            return self._progress()
+
+        return bridge.run(ask())
+
+    def _progress(self) -> Progress:
+        feed, estimate = self._driver.feed, self._driver.feed.estimated
+        cells = bytes(feed.cells)
+        counts = [cells.count(code) for code in range(len(CELLS))]
+        return Progress(
+            total=len(cells), done=counts[DONE], failed=counts[FAILED], aborted=counts[ABORTED],
+            running=counts[RUNNING], queued=counts[QUEUED], cached=feed.cached,
+            rate=estimate.rate, eta=estimate.eta, eta_low=estimate.low, eta_high=estimate.high,
+            state=self._state(),
+        )  # fmt: skip
+
+    def _state(self) -> str:
+        feed = self._driver.feed
+        if feed.ended.done():
+            return "finished" if feed.ended.exception() is None else "incomplete"
+        if self._driver.paused:
+            return self._driver.paused.partition(":")[0]
+        return "running"
 
     def snapshot(self) -> SweepSnapshot:
         """The last known state; no I/O."""
-        now = self._ended_at or time.monotonic()
-        elapsed = now - self._started
-        total = len(self)
-        finished = total - self._left
-        eta = elapsed / finished * self._left if finished and self._left else None
-        note = ""
-        if self._away and self._ended_at is None:
-            note = "reconnecting"
-        elif self._stored < total and self._ended_at is None:
-            note = f"stored {self._stored:,} of {total:,}"
-        elif self._ended.done() and (error := self._ended.exception()):
-            note = str(error)
+        feed = self._driver.feed
+        now = feed.until or time.monotonic()
         return SweepSnapshot(
             name=self.name,
             fn_name=self.fn_name,
-            total=total,
-            cells=bytes(self._cells),
-            elapsed=elapsed,
-            eta=eta,
-            errors=dict(self._errors.most_common()),
-            note=note,
+            total=len(feed.cells),
+            cells=bytes(feed.cells),
+            elapsed=now - feed.since,
+            eta=feed.estimated.eta if feed.left else None,
+            errors=dict(feed.errors.most_common()),
+            note=self._note(),
         )
+
+    def _note(self) -> str:
+        feed = self._driver.feed
+        if feed.ended.done():
+            error = feed.ended.exception()
+            return str(error) if error else feed.note
+        if feed.away:
+            return "reconnecting"
+        if self._driver.paused:
+            return self._driver.paused
+        if not feed.stored and feed.study.stored < max(feed.study.jobs, 1):
+            return f"stored {feed.study.stored:,} of {feed.study.jobs:,}"
+        return str(feed.note)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have ``changed`` called on qnb's I/O thread whenever :meth:`snapshot` may have changed.
 
-        Until all has ended; call the answer to stop before.
+        Call the answer to stop.
         """
-        self._watchers.append(changed)
+        watchers = self._feed.watchers
+        watchers.append(changed)
 
         def end() -> None:
-            if changed in self._watchers:
-                self._watchers.remove(changed)
+            if changed in watchers:
+                watchers.remove(changed)
 
         return end
 
     def __repr__(self) -> str:
-        failed = self._cells.count(_FAILED) + self._cells.count(_ABORTED)
+        feed = self._driver.feed
+        failed = feed.cells.count(FAILED) + feed.cells.count(ABORTED)
         return (
-            f"<Sweep {self.name!r} of {self.fn_name!r}: {len(self) - self._left}/{len(self)} "
-            f"finished, {failed} failed>"
+            f"<Sweep {self.name!r} of {self.fn_name!r}: {len(feed.cells) - feed.left}/"
+            f"{len(feed.cells)} finished, {failed} failed; app.sweep({self.name!r})>"
         )
 
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+class Completed(Generic[R]):
+    """The jobs of a sweep as they end; each once. An iterator for loops of both kinds."""
+
+    def __init__(self, sweep: Sweep[R], limit: float | None) -> None:
+        self._sweep = sweep
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[Job[R]]:
+        wait = self._waits()
+        for more in wait:
+            if isinstance(more, Future):
+                try:
+                    more.result(self._left())
+                except FutureTimeout:
+                    raise self._late() from None
+                except KeyboardInterrupt as interrupt:
+                    self._sweep._tell_how_to_return(interrupt)
+                    raise
+            else:
+                yield more
+
+    async def __aiter__(self) -> AsyncIterator[Job[R]]:
+        for more in self._waits():
+            if isinstance(more, Future):
+                try:
+                    async with asyncio.timeout(self._left()):
+                        await bridge.arrived(more)
+                except TimeoutError:
+                    raise self._late() from None
+            else:
+                yield more
+
+    def _waits(self) -> Iterator[Job[R] | Future[None]]:
+        """Jobs that have ended, and what to wait for where there is none."""
+        self._deadline = None if self._limit is None else time.monotonic() + self._limit
+        given: set[str] = set()
+        order, at = None, 0
+        while True:
+            feed = self._sweep._laid_out()
+            more, ended = feed.more, feed.ended
+            if order is not feed.order:  # jobs run again, or there are other points
+                order, at = feed.order, 0
+            while at < len(order):
+                job = self._sweep._job(order[at])
+                at += 1
+                if job.id not in given:
+                    given.add(job.id)
+                    yield job
+            if ended.done() and ended is feed.ended and order is feed.order:
+                ended.result()  # it may have an error to tell
+                if at == len(order):
+                    return
+            else:
+                yield more
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _late(self) -> TimeoutError:
+        return TimeoutError(f"{self._sweep!r} has not ended within {self._limit:g} s; it goes on")
+
+
+def _is_bool(one: object) -> bool:
+    return isinstance(one, bool) or type(one).__name__ in ("bool", "bool_")
+
+
+def _extended(sweep: Sweep[Any], design: Design, axes: dict[str, Iterable[Any]]) -> Design:
+    """A grid with more values on some of its axes."""
+    factors = design.factors if isinstance(design, Product) else ()
+    if not axes:
+        raise InvalidOption("extend() needs new values of an axis: sweep.extend(x=[...])")
+    names = [name for factor in factors for name in factor.names]
+    for name in axes:
+        if name not in names:
+            raise InvalidOption(
+                f"{sweep!r} has no axis {name!r}: "
+                + (f"it has {', '.join(names)}" if names else
+                   "its points are no grid. Run its cell again with more points: those it has are "
+                   "not run again")
+            )  # fmt: skip
+    grown = []
+    for factor in factors:
+        new = [name for name in factor.names if name in axes]
+        if new and len(factor.names) > 1:
+            raise InvalidOption(
+                f"axis {new[0]!r} goes together with {', '.join(factor.names)}: run the cell of "
+                f"sweep {sweep.name!r} again with more points"
+            )
+        if new:
+            had = factor.columns()[new[0]]
+            more = [v for v in values(new[0], axes[new[0]]) if not _among(v, had)]
+            factor = Columns(new, [tuple(had) + tuple(more)], len(had) + len(more))
+        grown.append(factor)
+    return Product(grown)
+
+
+def _among(value: Any, others: Sequence[Any]) -> bool:
+    return any(type(value) is type(other) and bool(value == other) for other in others)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qnb.errors import BrokerError, EncodingError, PayloadTooLarge, ResultError, SignatureError
+from qnb.models import JobSpec
 from qnb.options import AppOptions
 from qnb.storage.blobs import Blobs, blobs_of
 from qnb.wire import origins
@@ -207,6 +208,43 @@ class Codec:
         if opened.content is not content:
             raise _unexpected(opened, content, f"the result of job {job_id!r}")
         return opened.body
+
+    # -- sweeps ---------------------------------------------------------------------------------
+
+    def seal_sweep(self, part: str, data: bytes) -> bytes:
+        """``data`` that says of a sweep, signed for that ``part`` of it."""
+        return seal(
+            self._keys, "sweep", self._queue, part, Content.MSGPACK, [data], limit=self._limit
+        )
+
+    def open_sweep(self, part: str, data: bytes) -> Buffer:
+        """What was signed for that ``part`` of a sweep."""
+        opened = open_(self._keys, "sweep", self._queue, part, data, limit=self._limit)
+        if opened.content is not Content.MSGPACK:
+            raise _unexpected(opened, Content.MSGPACK, f"{part} of a sweep")
+        return opened.body
+
+    def pack_points(self, part: str, tree: list[Any]) -> bytes:
+        """Points of a sweep, signed for that ``part`` of it; or PayloadTooLarge."""
+        form = self._form
+        return seal(
+            self._keys, "sweep", self._queue, part, form.content, form.encode(tree),
+            limit=self._limit,
+        )  # fmt: skip
+
+    def unpack_points(self, part: str, data: bytes) -> list[Any]:
+        """What :meth:`pack_points` packed."""
+        opened = open_(self._keys, "sweep", self._queue, part, data, limit=self._limit)
+        if opened.content is not self._form.content:
+            raise _unexpected(opened, self._form.content, part)
+        tree: list[Any] = self._form.decode(opened.body, part)
+        return tree
+
+    def move_result(self, data: bytes, old: JobSpec, new: JobSpec) -> bytes:
+        """A result, verified for one job and signed for another; not decoded."""
+        content = self._form.content
+        body = self._open_result(old.task_id, data, None, content, old.binding())
+        return self._seal_result(new.task_id, 0, content, [body], new.binding())
 
     # -- functions ------------------------------------------------------------------------------
 

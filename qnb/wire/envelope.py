@@ -43,7 +43,7 @@ from qnb.options import check_name
 
 __all__ = ["Buffer", "Content", "Keys", "Kind", "Opened", "open_", "seal", "too_large"]
 
-Kind = Literal["call", "func", "result", "event"]
+Kind = Literal["call", "func", "result", "event", "sweep"]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 _BUFFERS = (bytes, bytearray, memoryview)
 

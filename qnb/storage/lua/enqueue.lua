@@ -8,6 +8,7 @@
 -- KEYS  1 jobs index; then per lane: lane, delayed, expiring; then one job per call, no job twice
 -- ARGV  1 number of lanes; 2 time to live of an unfinished job (ms)
 --       3 most bytes of a call that ride in the lane's entry; 4 control channel
+--       5 1 to leave alone what is complete, too; else 0
 --       then per job: lane (1-based), job hex, spec, call,
 --       due: '' now, '+n' in n ms, '@n' at epoch ms n; expiry: '' never, else n ms from now;
 --       each n whole, and at most 10^14: 3,000 years
@@ -22,9 +23,9 @@ local lanes, ttl, inline = whole(ARGV[1], 1e6), whole(ARGV[2], ever), whole(ARGV
 if not (lanes and ttl and inline) then return redis.error_reply('ERR lanes, time to live or size is no number') end
 local first = 1 + 3 * lanes
 local count = #KEYS - first
-if count < 0 or #ARGV ~= 4 + 6 * count then return redis.error_reply('ERR KEYS and ARGV do not fit each other') end
+if count < 0 or #ARGV ~= 5 + 6 * count then return redis.error_reply('ERR KEYS and ARGV do not fit each other') end
 for i = 1, count do
-  local at = 6 * i - 1
+  local at = 6 * i
   local lane, when, expiry = whole(ARGV[at], lanes), ARGV[at + 4], ARGV[at + 5]
   local due_is_sound = when == '' or (string.find(when, '^[+@]') and whole(string.sub(when, 2), ever))
   if not (lane and lane > 0 and due_is_sound and (expiry == '' or whole(expiry, ever))) then
@@ -39,10 +40,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local reply, wake = {}, nil
 for i = 1, count do
-  local job, at = KEYS[first + i], 6 * i - 1
+  local job, at = KEYS[first + i], 6 * i
   local lane, hex, spec, call, when, expiry = 3 * ARGV[at] - 1, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   local state = known[i][1]
-  if state and (state ~= 'c' or known[i][2] == spec) then
+  if state and (state ~= 'c' or known[i][2] == spec or ARGV[5] == '1') then
     reply[i] = 0
   else
     if state then redis.call('DEL', job) end

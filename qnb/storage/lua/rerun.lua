@@ -1,25 +1,37 @@
--- Run a finished job again: the same arguments, as a fresh run with a new enqueue time.
+-- Run finished jobs again: the same arguments, each as a fresh run with a new enqueue time.
 --
--- KEYS  1 jobs index; 2 job; 3 lane
--- ARGV  1 spec (of the same call, with a nonce of its own)
---       2 time to live of an unfinished job (ms); 3 most bytes of a call that ride in the entry; 4 call
--- Returns its enqueue time (ms), later than that of the run before it; also if this was sent twice;
--- 0 unknown or not finished.
-local job = KEYS[2]
-local record = redis.call('HMGET', job, 's', 'a', 'm', 't')
-if record[1] and record[3] == ARGV[1] then return tonumber(record[4]) end
-if record[1] ~= 'c' then return 0 end
+-- KEYS  1 jobs index; 2 lane; then the jobs
+-- ARGV  1 time to live of an unfinished job (ms); 2 most bytes of a call that ride in the entry
+--       then per job: spec (of the same call, with a nonce of its own), call
+-- Returns one number per job: its enqueue time (ms), later than that of the run before it; also if
+-- this was sent twice; 0 unknown or not finished.
+local reply = {}
 local time = redis.call('TIME')
-local born = math.max(time[1] * 1000 + math.floor(time[2] / 1000), tonumber(record[4]) + 1)
-local now = string.format('%.0f', born)
-local hex, attempt = string.match(job, '([^:]*)$'), tonumber(record[2]) + 1
-local entry = {'j', hex, 'a', attempt, 'n', 0, 'c', 0, 't', now, 'm', ARGV[1]}
-if #ARGV[4] <= tonumber(ARGV[3]) then
-  entry[#entry + 1] = 'p'
-  entry[#entry + 1] = ARGV[4]
+local clock = time[1] * 1000 + math.floor(time[2] / 1000)
+local known = {}
+for i = 1, #KEYS - 2 do
+  known[i] = redis.call('HMGET', KEYS[i + 2], 's', 'a', 'm', 't')
 end
-redis.call('DEL', job)
-redis.call('HSET', job, 'm', ARGV[1], 'p', ARGV[4], 't', now, 's', 'q', 'a', attempt, 'n', 0, 'e', redis.call('XADD', KEYS[3], '*', unpack(entry)))
-redis.call('PEXPIRE', job, ARGV[2])
-redis.call('ZADD', KEYS[1], now, hex)
-return born
+for i = 1, #KEYS - 2 do
+  local job, record, spec, call = KEYS[i + 2], known[i], ARGV[2 * i + 1], ARGV[2 * i + 2]
+  if record[1] and record[3] == spec then
+    reply[i] = tonumber(record[4])
+  elseif record[1] ~= 'c' then
+    reply[i] = 0
+  else
+    local born = math.max(clock, tonumber(record[4]) + 1)
+    local now = string.format('%.0f', born)
+    local hex, attempt = string.match(job, '([^:]*)$'), tonumber(record[2]) + 1
+    local entry = {'j', hex, 'a', attempt, 'n', 0, 'c', 0, 't', now, 'm', spec}
+    if #call <= tonumber(ARGV[2]) then
+      entry[#entry + 1] = 'p'
+      entry[#entry + 1] = call
+    end
+    redis.call('DEL', job)
+    redis.call('HSET', job, 'm', spec, 'p', call, 't', now, 's', 'q', 'a', attempt, 'n', 0, 'e', redis.call('XADD', KEYS[2], '*', unpack(entry)))
+    redis.call('PEXPIRE', job, ARGV[1])
+    redis.call('ZADD', KEYS[1], now, hex)
+    reply[i] = born
+  end
+end
+return reply

@@ -1,0 +1,382 @@
+"""What is known of a sweep's jobs, kept current by one feed of news: on the I/O thread.
+
+News come on the sweep's own channel, wherever its jobs were sent from. They are only a hint: after
+each (re)connect every open job is looked at, and some of them each second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+from qnb.client import Client
+from qnb.clock import ServerClock, backoff, now_ms
+from qnb.errors import BrokerError
+from qnb.models import CELLS, UNFINISHED, Ending, Failure, JobRecord, JobState
+from qnb.storage.records import Notice
+from qnb.storage.studies import (
+    ABORTED,
+    DONE,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    UNKNOWN,
+    End,
+    Studies,
+    Study,
+)
+from qnb.sweeps.forecast import Estimate, Forecast
+from qnb.sweeps.layout import Layout
+
+__all__ = ["Feed"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("qnb")
+
+#: seconds for which a sweep waits for a server that does not answer
+PATIENCE = 600.0
+
+#: seconds between two looks at jobs whose notice may have been lost, and how many are looked at
+LOOK = 1.0
+LOOK_JOBS = 5000
+
+#: seconds between two looks at the workers that serve the queue
+WORKERS = 5.0
+
+#: seconds between two forecasts
+ESTIMATE = 1.0
+
+#: distinct errors that are counted, and failed jobs that are read for it
+KEPT_ERRORS = 50
+READ_ERRORS = 2000
+
+#: failed jobs, none of which has succeeded, after which a sweep is held back
+SUSPECT = 10
+
+_LOST = "JobLost: its record has expired"
+
+
+def cell_of(record: JobRecord) -> int:
+    """Where a job is, as a cell."""
+    if record.status is JobState.RUNNING:
+        return RUNNING
+    if record.outcome is None:
+        return QUEUED
+    if record.outcome.ending is Ending.ABORTED:
+        return ABORTED
+    return DONE if record.outcome.success else FAILED
+
+
+class Feed:
+    """Follows the jobs of ``study`` at the places that ``layout`` gives them."""
+
+    def __init__(self, client: Client, study: Study, layout: Layout) -> None:
+        self.client = client
+        self.study = study
+        self.layout = layout
+        self.cells = bytearray(len(layout))
+        self.left = len(layout)  #: jobs that have not ended
+        self.order: list[int] = []  #: places in the order in which their jobs ended
+        self.errors: Counter[str] = Counter()
+        self.cached = 0
+        self.away = False  #: does the server not answer?
+        self.stored = False  #: are all points known, and their jobs stored?
+        self.note = ""  #: what the reader should know beside the figures
+        self.since = time.monotonic()
+        self.until: float | None = None  #: when all had ended
+        self.ended: Future[None] = Future()
+        self.more: Future[None] = Future()  #: something has ended since this was made
+        self.watchers: list[Callable[[], None]] = []
+        self.suspect: Callable[[Failure], None] | None = None  #: told if the first ones all fail
+        self.slots = 0  #: of the workers that serve the queue
+        self.forecast = Forecast(len(layout), self._columns)
+        self.estimated = Estimate()
+        self._estimated_at = 0.0
+        self._clock: ServerClock | None = None
+        self._finish = 0  # epoch ms of the latest end
+        self._first: Counter[tuple[str, str, int]] = Counter()  # what the first failures are
+        self._news = asyncio.Event()
+        self._looked = self._looked_at_workers = 0.0
+        self._at = 0
+        self._who = f"{study.prefix} {secrets.token_hex(4)}"
+        self._caught_up = asyncio.Event()
+        self._behind = True
+
+    def _columns(self, start: int, stop: int) -> dict[str, list[object]]:
+        return self.layout.design.columns(start, stop, absent=None)
+
+    # -- following -----------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Keep all current until every job has ended and nothing more is to be stored."""
+        link = await self.client.link()
+        self._clock = link.store.clock
+        unwatch = link.watch(self.study.prefix, self._heard)
+        link.attend(self.study.prefix, self._who, self._connected)
+        try:
+            with contextlib.suppress(TimeoutError):  # without news, looks will do
+                async with asyncio.timeout(LOOK):
+                    await self._news.wait()
+            await self._look()
+            self._caught_up.set()
+            while self.left or not self.stored:
+                self._news.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK):
+                        await self._news.wait()
+                await self._look()
+                self.estimate()
+                self.changed()
+            self.settle()
+            await self._note_end()
+        finally:
+            unwatch()
+            link.leave(self._who)
+
+    async def caught_up(self) -> None:
+        """Return when the state of every job has been read once."""
+        await self._caught_up.wait()
+
+    def _connected(self) -> None:
+        self._behind = True
+        self._news.set()
+
+    async def patiently(self, act: Callable[[], Awaitable[T]]) -> T:
+        """``act``, and again while the server is away, for up to ``PATIENCE`` seconds."""
+        deadline, attempt = time.monotonic() + PATIENCE, 0
+        while True:
+            try:
+                done = await act()
+            except BrokerError as error:
+                if type(error) is not BrokerError or time.monotonic() > deadline:
+                    raise
+                self.away = True
+                self.changed()
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
+            else:
+                self.away = False
+                return done
+
+    async def _look(self) -> None:
+        """Read the state of jobs whose end may have been missed."""
+        now = time.monotonic()
+        if self._behind:
+            self._behind = False
+            await self._read([p for p, cell in enumerate(self.cells) if cell <= RUNNING])
+        elif now - self._looked >= LOOK:
+            at, most = self._at, LOOK_JOBS
+            open_ = [p for p in range(at, len(self.cells)) if self.cells[p] <= RUNNING][:most]
+            self._at = open_[-1] + 1 if len(open_) == most else 0
+            await self._read(open_)
+        else:
+            return
+        self._looked = time.monotonic()
+        if self._looked - self._looked_at_workers >= WORKERS:
+            self._looked_at_workers = self._looked
+            await self._look_at_workers()
+
+    async def _look_at_workers(self) -> None:
+        with contextlib.suppress(BrokerError):
+            workers = await (await self.client.link()).store.workers()
+            self.slots = sum(
+                says["slots"]
+                for says in workers.values()
+                if self.study.lane in says.get("lanes", [self.study.lane])
+                and not says.get("leaving")
+            )
+
+    async def _read(self, places: Sequence[int]) -> None:
+        study, stored = self.study, self.study.stored
+        ids = [study.id(self.layout.number(place)) for place in places]
+        found = await self.patiently(lambda: self._tally(ids))
+        failed = []
+        for place, (cell, start, finish) in zip(places, found, strict=True):
+            if cell == UNKNOWN:
+                if self.stored and self.layout.number(place) < stored:
+                    self.take(place, ABORTED, error=_LOST)
+            elif cell == FAILED:
+                failed.append(place)
+            else:
+                self.take(place, cell, start, finish, cached=cell == DONE and not start)
+        for at in range(0, len(failed), READ_ERRORS):
+            await self._read_failed(failed[at : at + READ_ERRORS])
+
+    async def _tally(self, ids: Sequence[str]) -> list[tuple[int, int, int]]:
+        return await Studies((await self.client.link()).store).tally(ids)
+
+    async def _read_failed(self, places: Sequence[int]) -> None:
+        ids = [self.study.id(self.layout.number(place)) for place in places]
+        store = (await self.client.link()).store
+        records = await self.patiently(lambda: store.records(ids))
+        for place, record in zip(places, records, strict=True):
+            if record is not None:
+                self.take_record(place, record)
+
+    def _heard(self, notice: Notice) -> None:
+        number = notice.task_id.rpartition(".")[2]
+        place = self.layout.place(int(number)) if number.isdecimal() else -1
+        if place < 0:
+            return
+        if notice.record is not None:
+            self.take_record(place, notice.record)
+        elif notice.status is JobState.RUNNING:
+            if self.cells[place] > RUNNING:  # somebody has had it run again
+                self.reopen([place])
+            self.take(place, RUNNING)
+        elif notice.status not in UNFINISHED:  # too large for a notice
+            read = asyncio.ensure_future(self.client.record(notice.task_id))
+            read.add_done_callback(lambda done: self._fetched(place, done))
+        self._news.set()
+
+    def _fetched(self, place: int, read: asyncio.Future[JobRecord | None]) -> None:
+        if not read.cancelled() and read.exception() is None and (record := read.result()):
+            self.take_record(place, record)
+            self._news.set()
+
+    # -- what is known -------------------------------------------------------------------------
+
+    def take_record(self, place: int, record: JobRecord) -> None:
+        """A job's newest state."""
+        outcome = record.outcome
+        failure = outcome.failure if outcome else None
+        start, finish = (outcome.start, outcome.finish) if outcome else (record.start or 0, 0)
+        self.take(
+            place, cell_of(record), start, finish, error=failure.text if failure else "",
+            cached=record.cached,
+        )  # fmt: skip
+        if failure is not None and cell_of(record) == FAILED:
+            self._doubt(failure)
+
+    def take(  # noqa: PLR0913 - what is known of a job
+        self, place: int, cell: int, start: int = 0, finish: int = 0, *, error: str = "",
+        cached: bool = False,
+    ) -> None:  # fmt: skip
+        """A job's newest state; one that has ended stays so until :meth:`reopen`."""
+        before = self.cells[place]
+        if before > RUNNING or cell == before:
+            return
+        self.cells[place] = cell
+        if cell == RUNNING:
+            self.forecast.started(place, start / 1000 or self._now())
+        elif cell > RUNNING:
+            self.left -= 1
+            self.order.append(place)
+            self.cached += cached
+            self._finish = max(self._finish, finish)
+            self.forecast.ended(place, start / 1000, finish / 1000, cached=cached)
+            if error and (error in self.errors or len(self.errors) < KEPT_ERRORS):
+                self.errors[error] += 1
+
+    def _now(self) -> float:
+        return (now_ms() if self._clock is None else self._clock.now_ms()) / 1000
+
+    def estimate(self, *, fresh: bool = False) -> None:
+        """Renew :attr:`estimated`, at most once a second unless ``fresh``."""
+        now = time.monotonic()
+        if fresh or now - self._estimated_at >= ESTIMATE:
+            self._estimated_at = now
+            try:
+                self.estimated = self.forecast.estimate(self._now(), self.slots)
+            except Exception:  # a forecast that goes wrong must not end the sweep
+                self.estimated = Estimate()
+                log.exception("the end of sweep %r cannot be forecast", self.study.name)
+
+    def _doubt(self, failure: Failure) -> None:
+        """Tell if all that has ended so far has failed in the same place."""
+        if self.suspect is None or DONE in self.cells:
+            self.suspect = None
+            return
+        frame = failure.frames[-1] if failure.frames else None
+        where = (failure.type, frame.file if frame else "", frame.line if frame else 0)
+        self._first[where] += 1
+        if len(self._first) > 1:
+            self.suspect = None
+        elif self._first[where] >= max(SUSPECT, 2 * self.slots) and self.left:
+            suspect, self.suspect = self.suspect, None
+            suspect(failure)
+
+    def grow(self, layout: Layout) -> None:
+        """There are other points now: those that stay keep what is known of them."""
+        old, cells = self.layout, bytearray(len(layout))
+        before: dict[int, int] = {}
+        for place in range(len(layout)):
+            was = old.place(layout.number(place))
+            if was >= 0:
+                cells[place] = self.cells[was]
+                before[was] = place
+        self.order = [before[place] for place in self.order if place in before]
+        self.layout, self.cells = layout, cells
+        self.left = sum(cell <= RUNNING for cell in cells)
+        self.forecast = Forecast(len(layout), self._columns)
+        self._at, self._behind = 0, True
+        if self.ended.done() and (self.left or not self.stored):
+            self.ended, self.until = Future(), None
+        self._news.set()
+
+    def extend(self, count: int) -> None:
+        """``count`` points have been added behind the others."""
+        self.cells.extend(bytes(count))
+        self.left += count
+        self.forecast.grow(len(self.cells))
+
+    def leave_out(self, places: Sequence[int]) -> None:
+        """Those jobs are not stored, and will not be."""
+        for place in places:
+            self.take(place, ABORTED)
+
+    def wake(self) -> None:
+        """What is known from elsewhere has changed."""
+        self._news.set()
+
+    def look(self) -> None:
+        """Have every open job looked at soon."""
+        self._behind = True
+        self._news.set()
+
+    def reopen(self, places: Sequence[int]) -> None:
+        """Those jobs are to run again."""
+        for place in places:
+            if self.cells[place] > RUNNING:
+                self.cells[place] = QUEUED
+                self.left += 1
+                self.forecast.again(place)
+        again = set(places)
+        self.order = [place for place in self.order if place not in again]
+        self.errors.clear()
+        if places and self.ended.done():
+            self.ended, self.until = Future(), None
+        self.changed()
+
+    def settle(self, error: BaseException | None = None) -> None:
+        """All has ended, or cannot be followed any more."""
+        self.until = time.monotonic()
+        self._caught_up.set()
+        if not self.ended.done():
+            if error is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
+        self.changed()
+
+    async def _note_end(self) -> None:
+        """Tell those who only look at the list of sweeps."""
+        counts = {word: self.cells.count(code) for code, word in enumerate(CELLS)}
+        studies = Studies((await self.client.link()).store)
+        with contextlib.suppress(BrokerError):
+            await studies.ended(self.study, End(counts, self.cached, self._finish))
+
+    def changed(self) -> None:
+        """Tell all who watch."""
+        more, self.more = self.more, Future()
+        more.set_result(None)
+        for changed in tuple(self.watchers):
+            changed()

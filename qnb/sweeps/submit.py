@@ -1,0 +1,320 @@
+"""How the jobs of a sweep come into the store: a chunk at a time, so that it can be gone on with.
+
+What a chunk computes is noted before its jobs are stored, that they are stored after: whoever goes
+on sends a chunk again, and jobs that are there already are left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qnb.client import Client
+from qnb.errors import BrokerError, EncodingError, JobLost, PayloadTooLarge, QnbError
+from qnb.models import JobRecord, JobSpec
+from qnb.storage.keys import UNFINISHED_TTL_MS
+from qnb.storage.records import Call
+from qnb.storage.studies import UNKNOWN, Studies, Study
+from qnb.sweeps.designs import Design
+from qnb.sweeps.feed import Feed
+from qnb.sweeps.layout import Layout, Numbers, packed_part, point_digests
+from qnb.sweeps.manifest import Manifest
+from qnb.sweeps.reuse import serve
+from qnb.sweeps.spaces import Stream
+
+__all__ = ["CHUNK", "Submission", "create", "pack_parts", "relaid"]
+
+#: jobs that are encoded and stored at a time, and encoded before others get their turn
+CHUNK = 500
+SLICE = 50
+
+_NONE = bytes(16)  #: the digest of what cannot be compared
+
+
+def pack_parts(client: Client, study: Study, design: Design, numbers: Numbers) -> list[bytes]:
+    """Points as they are stored, signed for their sweep."""
+
+    def pack(tree: list[object]) -> bytes:
+        return client.codec.pack_points(f"points {study.prefix}", tree)
+
+    try:
+        return packed_part(design, numbers, pack)
+    except (BrokerError, PayloadTooLarge):
+        raise
+    except Exception:
+        for place, (args, kwargs) in enumerate(design.calls()):  # which of them is it?
+            try:
+                client.codec.pack_call("", args, kwargs)
+            except EncodingError as error:
+                error.add_note(f"point {place} of sweep {study.name!r}")
+                raise error from None
+        raise
+
+
+async def create(
+    client: Client, study: Study, design: Design | None, *, shuffle: bool
+) -> tuple[Study, Layout] | None:
+    """Store a new sweep; None if there is one of that name."""
+    studies = Studies((await client.link()).store)
+    if design is None:
+        made = await studies.create(study, [])
+        return (made, Layout()) if made else None
+    size = len(design)
+    numbers: Numbers = range(size)
+    if shuffle:
+        numbers = _shuffled(study, size)
+    study = replace(study, total=size, jobs=size, whole=True)
+    made = await studies.create(study, pack_parts(client, study, design, numbers))
+    return (made, Layout([(design, numbers)])) if made else None
+
+
+def _shuffled(study: Study, count: int) -> Numbers:
+    numbers = array("I", range(study.jobs, study.jobs + count))
+    random.Random(study.prefix).shuffle(numbers)  # noqa: S311 - an order, no secret
+    return numbers
+
+
+class _Known:
+    """The jobs of a sweep by what they compute; each is given out once."""
+
+    def __init__(self, digests: bytes) -> None:
+        self._numbers: dict[bytes, list[int]] = defaultdict(list)
+        for number in range(len(digests) // 16 - 1, -1, -1):
+            self._numbers[digests[16 * number : 16 * number + 16]].append(number)
+        self._numbers.pop(_NONE, None)
+
+    def take(self, digest: bytes) -> int | None:
+        numbers = self._numbers.get(digest)
+        return numbers.pop() if numbers else None
+
+
+async def relaid(
+    client: Client, study: Study, manifest: Manifest, design: Design, *, shuffle: bool = False
+) -> tuple[Study, Layout] | None:
+    """The sweep with other points, where jobs that compute one of them keep their numbers.
+
+    None if somebody else has changed it meanwhile.
+    """
+    studies = Studies((await client.link()).store)
+    known = _Known(await studies.digests(study.name))
+    numbers, fresh = array("I", bytes(4 * len(design))), list[int]()
+    for start in range(0, len(design), CHUNK):
+        stop = min(start + CHUNK, len(design))
+        for place, digest in enumerate(point_digests(design, start, stop), start):
+            number = known.take(digest)
+            if number is None:
+                fresh.append(place)
+            else:
+                numbers[place] = number
+        await asyncio.sleep(0)
+    given = _shuffled(study, len(fresh)) if shuffle else range(study.jobs, study.jobs + len(fresh))
+    for place, number in zip(fresh, given, strict=True):
+        numbers[place] = number
+    plain: Numbers = numbers
+    if numbers == array("I", range(len(design))):
+        plain = range(len(design))
+    changed = replace(
+        study,
+        total=len(design),
+        jobs=study.jobs + len(fresh),
+        whole=True,
+        manifest=manifest.packed(client.codec, study.prefix),
+    )
+    made = await studies.replace(changed, pack_parts(client, changed, design, plain))
+    return (made, Layout([(design, plain)])) if made else None
+
+
+class Submission:
+    """Stores what a sweep lacks, and runs again what is to be run again."""
+
+    def __init__(self, client: Client, feed: Feed, manifest: Manifest) -> None:
+        self._client = client
+        self._feed = feed
+        self.manifest = manifest
+
+    async def rest(self, *, lost: bool) -> None:
+        """Store every job that has not been stored; with ``lost``, also those that have expired."""
+        feed = self._feed
+        layout, stored = feed.layout, feed.study.stored
+        numbers = [layout.number(place) for place in range(len(layout))]
+        behind = sorted(
+            (place for place, number in enumerate(numbers) if number >= stored),
+            key=numbers.__getitem__,
+        )
+        if lost and stored:
+            early = [place for place, number in enumerate(numbers) if number < stored]
+            ids = [feed.study.id(numbers[place]) for place in early]
+            studies = await self._studies()
+            found = await feed.patiently(lambda: studies.tally(ids))
+            gone = [p for p, (cell, *_) in zip(early, found, strict=True) if cell == UNKNOWN]
+            for at in range(0, len(gone), CHUNK):
+                part = gone[at : at + CHUNK]
+                await self._send(part, self._digests(part))
+        for at in range(0, len(behind), CHUNK):
+            await self._store(behind[at : at + CHUNK])
+        await self._mark(max(feed.study.jobs, stored))
+
+    async def stream(self, stream: Stream) -> None:
+        """Store the points of ``stream`` as they come; those that are known keep their jobs."""
+        client, feed = self._client, self._feed
+        studies = await self._studies()
+        known = _Known(await studies.digests(feed.study.name) if feed.study.jobs else b"")
+        chunks = stream.chunks(CHUNK)
+        while (design := await asyncio.to_thread(next, chunks, None)) is not None:
+            study, first = feed.study, len(feed.layout)
+            digests = _digests_of(design)
+            taken = [known.take(digest) for digest in digests]
+            after = study.jobs
+            numbers = array("I")
+            for number in taken:
+                numbers.append(after if number is None else number)
+                after += number is None
+            plain: Numbers = numbers
+            if numbers == array("I", range(first, first + len(numbers))):
+                plain = range(first, first + len(numbers))
+            feed.study = replace(study, jobs=after, total=first + len(design))
+            points = pack_parts(client, study, design, plain)
+            await self._mark(
+                None, (study.jobs, b"".join(d for d, n in zip(digests, taken, strict=True)
+                                            if n is None)), points,
+            )  # fmt: skip
+            feed.layout.append(design, plain)
+            feed.extend(len(design))
+            new = [p for p, n in enumerate(taken, first) if n is None]
+            await self._send(new, [d for d, n in zip(digests, taken, strict=True) if n is None])
+            await self._mark(after)
+            feed.changed()
+        await self._mark(feed.study.jobs, fields={"k": 1})
+        feed.study = replace(feed.study, whole=True)
+
+    async def _studies(self) -> Studies:
+        return Studies((await self._client.link()).store)
+
+    def _digests(self, places: Sequence[int]) -> list[bytes]:
+        try:
+            return self._feed.layout.digests(places)
+        except EncodingError:
+            return [_NONE] * len(places)
+
+    async def _store(self, places: Sequence[int]) -> None:
+        """Store jobs that are not stored yet, by the order of their numbers."""
+        feed, digests = self._feed, self._digests(places)
+        first = feed.layout.number(places[0])
+        last = feed.layout.number(places[-1])
+        said = bytearray(16 * (last + 1 - first))  # a number between may be of no point any more
+        for place, digest in zip(places, digests, strict=True):
+            at = 16 * (feed.layout.number(place) - first)
+            said[at : at + 16] = digest
+        await self._mark(None, (first, bytes(said)))
+        await self._send(places, digests)
+        # That they are stored goes with the next chunk: one trip for both.
+        feed.study = replace(feed.study, stored=last + 1)
+        feed.changed()
+
+    async def _send(self, places: Sequence[int], digests: Sequence[bytes]) -> None:
+        calls: list[Call] = []
+        for at in range(0, len(places), SLICE):
+            part, contents = places[at : at + SLICE], digests[at : at + SLICE]
+            calls += self.manifest.calls(
+                self._client.codec, self._feed.layout, part,
+                [b"" if content == _NONE else content for content in contents],
+            )  # fmt: skip
+            await asyncio.sleep(0)  # let notices in
+        link = await self._client.link()
+
+        async def send() -> None:
+            rest = await serve(self._client, calls) if self.manifest.cache else calls
+            await link.send(rest, fresh=False)
+
+        if calls:
+            await self._feed.patiently(send)
+
+    async def _mark(
+        self,
+        stored: int | None,
+        digests: tuple[int, bytes] = (0, b""),
+        points: Sequence[bytes] = (),
+        *,
+        fields: dict[str, object] | None = None,
+    ) -> None:
+        """Note how far this has come; QnbError if the sweep is not there any more."""
+        feed = self._feed
+        studies, study = await self._studies(), feed.study
+        if points:
+            fields = {"j": study.jobs, "t": study.total, **(fields or {})}
+        if stored is None:
+            stored = study.stored
+        if not await feed.patiently(
+            lambda: studies.mark(
+                study, stored=stored, digests=digests, points=points, fields=fields
+            )
+        ):
+            raise QnbError(
+                f"sweep {study.name!r} was forgotten or given other points elsewhere while its "
+                f"jobs were being stored; {study.stored:,} of {study.jobs:,} are. Run the cell "
+                f"again, or look at it with app.sweep({study.name!r})"
+            )
+        feed.study = replace(feed.study, stored=max(study.stored, stored))
+
+    # -- once more -----------------------------------------------------------------------------
+
+    async def again(self, places: Sequence[int]) -> int:
+        """Run the finished jobs at ``places`` again, by the manifest; how many."""
+        await self._bring_function()
+        count = 0
+        for at in range(0, len(places), CHUNK):
+            part = places[at : at + CHUNK]
+            count += await self._feed.patiently(lambda part=part: self._rerun(part))  # type: ignore[misc]
+        return count
+
+    async def _bring_function(self) -> None:
+        """Make sure that the function by value is stored."""
+        link, spec = await self._client.link(), self.manifest.spec
+        if not spec.function or ":" in spec.function:
+            return
+        if self.manifest.blob is not None:
+            await link.store.put_function(spec.function, self.manifest.blob)
+        elif await link.store.keep_functions({spec.function: UNFINISHED_TTL_MS}):
+            raise JobLost(
+                f"the function of sweep {self._feed.study.name!r} is no longer stored (30 days "
+                "after it was last submitted): run the cell that defines it, then retry"
+            )
+
+    async def _rerun(self, places: Sequence[int]) -> int:
+        study, layout = self._feed.study, self._feed.layout
+        studies = await self._studies()
+        ids = [study.id(layout.number(place)) for place in places]
+        records = await studies.store.records(ids, call=True)
+        gone = [p for p, record in zip(places, records, strict=True) if record is None]
+        if gone:
+            await self._send(gone, self._digests(gone))
+        rows = [row for record in records if record and (row := self._resigned(record))]
+        return len(gone) + sum(map(bool, await studies.rerun(self.manifest.spec.lane, rows)))
+
+    def _resigned(self, record: JobRecord) -> tuple[JobSpec, bytes] | None:
+        """The job with the manifest's function and treatment, its arguments signed anew."""
+        old = record.spec
+        if old is None or record.outcome is None:
+            return None
+        new = replace(
+            self.manifest.spec, task_id=old.task_id, index=old.index, content=old.content,
+            nonce=_nonce(record),
+        )  # fmt: skip
+        codec = self._client.codec
+        return new, codec.rebind_call(old.task_id, record.call, old.binding(), new.binding())
+
+
+def _nonce(record: JobRecord) -> str:
+    """Names the run after the one of ``record``: the same, however often it is asked for."""
+    return f"{record.enqueue_time:x}"
+
+
+def _digests_of(design: Design) -> list[bytes]:
+    try:
+        return point_digests(design, 0, len(design))
+    except EncodingError:
+        return [_NONE] * len(design)
