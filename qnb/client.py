@@ -13,7 +13,7 @@ import getpass
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -103,6 +103,8 @@ class Client:
         self._codec: Codec | None = None
         self._name = secrets.token_hex(8)
         self._sending: dict[str, Future[None]] = {}  # commands on their way, by job
+        #: sweeps whose jobs are being stored, by prefix: awaits that a job is there
+        self.storing: dict[str, Callable[[str], Awaitable[None]]] = {}
         self._compared: set[tuple[str, str]] = set()  # functions and environments of workers
         self._compared_at: dict[str, float] = {}
         self._runs: dict[str, int] = _Recent()  # jobs that run again, by their newest enqueue time
@@ -217,6 +219,8 @@ class Client:
         return Turn(before, sent)
 
     async def _sent(self, task_id: str) -> None:
+        if self.storing and (there := self.storing.get(task_id.rpartition(".")[0])) is not None:
+            await there(task_id)
         if (sent := self._sending.get(task_id)) is not None:
             await asyncio.wrap_future(sent)
 

@@ -13,7 +13,7 @@ from qnb.client import Client, me
 from qnb.errors import BrokerError, QnbError
 from qnb.models import Failure
 from qnb.storage.gates import Gates, State
-from qnb.storage.studies import FAILED, RUNNING, Studies
+from qnb.storage.studies import FAILED, RUNNING, UNKNOWN, Studies
 from qnb.sweeps.designs import Design
 from qnb.sweeps.feed import Feed
 from qnb.sweeps.layout import Layout, digest_of
@@ -53,6 +53,7 @@ class Driver:
     def start(self) -> None:
         """Begin, in the background."""
         bridge.owe(self.submitted)
+        self.client.storing[self.feed.study.prefix] = self._until_stored
         bridge.spawn(self._live())
 
     async def _live(self) -> None:
@@ -79,8 +80,18 @@ class Driver:
 
     def _let_leave(self) -> None:
         """The end of the process need not wait for this sweep any more."""
+        self.client.storing.pop(self.feed.study.prefix, None)
         if not self.submitted.done():
             self.submitted.set_result(None)
+
+    async def _until_stored(self, task_id: str) -> None:
+        """Return when that job is stored, or when it will not be; on any loop."""
+        number = int(task_id.rpartition(".")[2])
+        await bridge.arrived(self.ready)
+        while not self.submitted.done() and not self.feed.is_stored(number):
+            more = self.feed.more
+            if not self.submitted.done() and not self.feed.is_stored(number):
+                await bridge.arrived(more)
 
     def _fail(self, error: Exception) -> None:
         feed = self.feed
@@ -177,6 +188,8 @@ class Driver:
             if study.whole and study.stored >= study.jobs:
                 return
             if study.held.startswith("cancelled"):
+                await feed.caught_up()
+                feed.leave_out(feed.unknown)
                 return
             silent = studies.store.clock.now_ms() - study.heard
             if silent > SILENT * 1000:
@@ -236,13 +249,14 @@ class Driver:
         if self._filling is not None and not self._filling.done():
             self._filling.cancel()
             await asyncio.gather(self._filling, return_exceptions=True)
-        feed = self.feed
+        feed, studies = self.feed, await self._studies()
         await self._held("cancelled")
         gates = Gates((await self.client.link()).store)
         open_ = [place for place, cell in enumerate(feed.cells) if cell <= RUNNING]
-        unstored = [p for p in open_ if feed.layout.number(p) >= feed.study.stored]
         ids = [feed.study.id(feed.layout.number(place)) for place in open_]
         ended, asked = await feed.patiently(lambda: gates.cancel(ids, me()))
+        found = await feed.patiently(lambda: studies.tally(ids))
+        unstored = [p for p, (cell, *_) in zip(open_, found, strict=True) if cell == UNKNOWN]
         feed.leave_out(unstored)
         feed.stored = True
         feed.wake()

@@ -96,6 +96,7 @@ class Feed:
         self.more: Future[None] = Future()  #: something has ended since this was made
         self.watchers: list[Callable[[], None]] = []
         self.suspect: Callable[[Failure], None] | None = None  #: told if the first ones all fail
+        self.unknown: list[int] = []  #: places whose jobs the store did not know when last looked at
         self.slots = 0  #: of the workers that serve the queue
         self.forecast = Forecast(len(layout), self._columns)
         self.estimated = Estimate()
@@ -198,9 +199,10 @@ class Feed:
         study, stored = self.study, self.study.stored
         ids = [study.id(self.layout.number(place)) for place in places]
         found = await self.patiently(lambda: self._tally(ids))
-        failed = []
+        failed, self.unknown = [], []
         for place, (cell, start, finish) in zip(places, found, strict=True):
             if cell == UNKNOWN:
+                self.unknown.append(place)
                 if self.stored and self.layout.number(place) < stored:
                     self.take(place, ABORTED, error=_LOST)
             elif cell == FAILED:
@@ -327,6 +329,11 @@ class Feed:
         self.cells.extend(bytes(count))
         self.left += count
         self.forecast.grow(len(self.cells))
+
+    def is_stored(self, number: int) -> bool:
+        """Is the job of that number in the store, as far as is known here?"""
+        place = self.layout.place(number)
+        return number < self.study.stored or (place >= 0 and self.cells[place] != QUEUED)
 
     def leave_out(self, places: Sequence[int]) -> None:
         """Those jobs are not stored, and will not be."""

@@ -80,7 +80,7 @@ def test_the_name_of_another_tasks_sweep_is_refused(app: qnb.App) -> None:
 
 
 @pytest.fixture
-def counted(serving: qnb.App) -> Iterator[tuple[qnb.Task[..., Any], Counter[Any]]]:
+def counted(serving: qnb.App) -> tuple[qnb.Task[..., Any], Counter[Any]]:
     """A task whose every run is counted by its arguments."""
     runs: Counter[Any] = Counter()
 
@@ -89,7 +89,7 @@ def counted(serving: qnb.App) -> Iterator[tuple[qnb.Task[..., Any], Counter[Any]
         runs[repr((x, y))] += 1
         return x, y
 
-    yield f, runs
+    return f, runs
 
 
 def test_the_same_cell_again_attaches_and_runs_nothing(

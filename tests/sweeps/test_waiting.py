@@ -1,0 +1,116 @@
+"""Waiting for a sweep: many waiters, late ones, in loops and threads, one feed for all."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import qnb
+
+Wait = Callable[..., Any]
+
+
+def test_jobs_come_as_they_complete_in_a_loop(serving: qnb.App) -> None:
+    @serving.task
+    async def nap(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
+    sweep = nap.map([0.3, 0.0, 0.15])
+    values = [job.get(timeout=5) for job in sweep.as_completed()]
+    assert values == [0.0, 0.15, 0.3]
+    late = [job.get(timeout=5) for job in sweep.as_completed(timeout=5)]
+    assert late == values  # what has ended comes in the order in which it ended
+
+
+async def test_jobs_come_as_they_complete_in_an_async_loop_of_any_thread(serving: qnb.App) -> None:
+    @serving.task
+    async def nap(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
+    sweep = nap.map([0.3, 0.0, 0.15])
+    values = [await job async for job in sweep.as_completed()]
+    assert values == [0.0, 0.15, 0.3]
+
+    async def elsewhere() -> list[float]:
+        return [await job async for job in sweep.as_completed(timeout=5)]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert await asyncio.wrap_future(pool.submit(asyncio.run, elsewhere())) == values
+
+
+def test_too_late_is_a_timeout_and_the_work_goes_on(serving: qnb.App) -> None:
+    @serving.task
+    async def nap(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
+    sweep = nap.map([0.0, 0.6])
+    come = []
+    with pytest.raises(TimeoutError, match=r"within 0\.2 s; it goes on"):
+        for job in sweep.as_completed(timeout=0.2):
+            come.append(job.get(timeout=5))  # noqa: PERF401 - the loop is what is tested
+    assert come == [0.0]
+    assert sweep.wait(10).results() == [0.0, 0.6]
+
+
+async def test_a_hundred_waiters_of_all_kinds_are_told_once(serving: qnb.App) -> None:
+    gate = threading.Event  # a name that the task does not need
+
+    @serving.task
+    async def f(x: int) -> int:
+        await asyncio.sleep(0.2)
+        return x
+
+    assert gate
+    sweep = f.map(range(50))
+    with ThreadPoolExecutor(20) as pool:
+        blocking = [pool.submit(sweep.wait, 20) for _ in range(20)]
+        each = [asyncio.ensure_future(job.result(20)) for job in sweep]
+        whole = [asyncio.ensure_future(_await(sweep)) for _ in range(30)]
+        assert await asyncio.gather(*whole) == [list(range(50))] * 30
+        assert [r.value for r in await asyncio.gather(*each) if r] == list(range(50))
+        assert all(waiter.result() is sweep for waiter in blocking)
+    assert await sweep == list(range(50))  # late
+
+
+async def _await(sweep: Any) -> Any:
+    return await sweep
+
+
+def test_the_jobs_of_a_sweep_can_be_asked_for_before_they_are_stored(serving: qnb.App) -> None:
+    @serving.task
+    async def f(x: int) -> int:
+        return x
+
+    sweep = f.map(range(5000))
+    assert sweep[-1].get(timeout=20) == 4999
+    assert asyncio.run(_value(f.map(range(3000))[-1])) == 2999
+
+
+async def _value(job: Any) -> Any:
+    return await job
+
+
+def test_a_handle_elsewhere_hears_as_soon_as_the_one_that_sent(
+    serving: qnb.App, elsewhere: qnb.App, wait_until: Wait
+) -> None:
+    @serving.task
+    async def f(x: int) -> int:
+        await asyncio.sleep(0.4 if x else 0)
+        return x
+
+    sweep = f.options(name="both").map([0, 1])
+    other = elsewhere.sweep("both")
+    wait_until(lambda: other.snapshot().counts["done"] == 1, "the first has ended")
+    assert elsewhere.job(sweep[1].id).get(timeout=5) == 1
+    wait_until(lambda: other.snapshot().finished, "the other handle knows", 0.3)
+    retried = sweep.retry([True, True])
+    assert retried.result(5) == 2
+    wait_until(lambda: sweep.snapshot().finished, "again")
