@@ -18,7 +18,7 @@ from qnb.options import AppOptions, FrameOptions, TaskOptions, check_takes, chec
 from qnb.pool import Pool
 from qnb.registry import Cron, Registry, State, check_task_name, serving
 from qnb.storage.connection import masked
-from qnb.sweeps.listing import forget
+from qnb.sweeps.listing import forget, infos
 from qnb.sweeps.opening import attach, check_sweep_name
 from qnb.sweeps.sweep import Sweep
 from qnb.task import PreparedCall, Task
@@ -337,7 +337,7 @@ class App(Displayed):
         the column ``value``: what each finished job returned, a :class:`~qnb.LazyValue` where that
         is large. ``params="columns"`` makes a column of each parameter, ``"text"`` text that can be
         written to a file. What cannot be read here (it was signed with another key, or its class
-        is not here) is missing, or a ``LazyValue`` whose ``get()`` says why.
+        is not here) is missing.
         """
         name = task.name if isinstance(task, Task) else task
         wanted = FrameOptions(
@@ -347,6 +347,21 @@ class App(Displayed):
         from qnb.analysis import gather
 
         return gather.jobs_frame(self._client, wanted)
+
+    def sweeps_frame(self) -> DataFrame:
+        """All sweeps of the queue as a DataFrame, indexed by ``name``, the newest first."""
+        from qnb.analysis import tables
+
+        return tables.sweeps_frame(bridge.run(infos(self._client)))
+
+    def workers_frame(self) -> DataFrame:
+        """The workers that serve the queue as a DataFrame, by what each last said of itself."""
+        from qnb.analysis import tables
+
+        async def read() -> dict[str, dict[str, Any]]:
+            return await (await self._client.link()).store.workers()
+
+        return tables.workers_frame(bridge.run(read()))
 
     # -- workers -------------------------------------------------------------------------------
 

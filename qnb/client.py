@@ -27,6 +27,8 @@ from qnb.reading import call_of, lost, result_of, value_of
 from qnb.registry import Registry
 from qnb.storage.connection import check_url
 from qnb.storage.records import Call
+from qnb.storage.studies import Studies
+from qnb.wire.code import Code
 from qnb.wire.codec import Codec
 
 __all__ = ["Client", "Turn", "me", "new_id", "server_url"]
@@ -107,6 +109,7 @@ class Client:
         self.storing: dict[str, Callable[[str], Awaitable[None]]] = {}
         self._compared: set[tuple[str, str]] = set()  # functions and environments of workers
         self._compared_at: dict[str, float] = {}
+        self._kept_codes: set[str] = set()
         self._runs: dict[str, int] = _Recent()  # jobs that run again, by their newest enqueue time
         self._closed: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLink] = WeakKeyDictionary()
@@ -198,9 +201,20 @@ class Client:
         digest, code = self.codec.pack_function(fn)
         return digest.hex(), code
 
-    def fingerprint(self, fn: Callable[..., Any] | None) -> str:
-        """Hex digits that say what ``fn`` and all that it reaches is; "" if that cannot be told."""
-        return ""
+    def code(self, fn: Callable[..., Any] | None) -> Code | None:
+        """What ``fn`` and all that it reaches is; None of what is known here by its name only."""
+        if fn is None:
+            return None
+        from qnb.wire.codewalk import code_of
+
+        return code_of(fn)
+
+    async def keep_code(self, code: Code | None) -> None:
+        """Keep what a fingerprint was made of, so that what changes can be told."""
+        if code is not None and code.comparable and code.digest not in self._kept_codes:
+            studies = Studies((await self.link()).store)
+            await studies.keep_code(code.digest, code.pack())
+            self._kept_codes.add(code.digest)
 
     async def server_ms(self) -> int:
         """Now, by the server's clock."""

@@ -18,6 +18,7 @@ from qnb.models import UNFINISHED, JobRecord, JobState, TaskInfo, TaskResult
 from qnb.reading import value_of
 from qnb.running.context import Reporter, Running, running_as
 from qnb.storage.records import Notice
+from qnb.why import Explanation, why
 
 __all__ = ["Job"]
 
@@ -160,6 +161,14 @@ class Job(Displayed, Generic[R]):
             if inspect.iscoroutine(value):
                 value = bridge.apart(value)
             return value  # type: ignore[no-any-return]
+
+    def why(self) -> Explanation:
+        """Where its result comes from: computed, or used again and of which job.
+
+        And how the function it was submitted with differs from the one its task has here now, with
+        the changed lines.
+        """
+        return bridge.run(why(self._client, self.id))
 
     # -- showing -------------------------------------------------------------------------------
 

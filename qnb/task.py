@@ -12,15 +12,16 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from qnb import bridge
 from qnb.client import Client, new_id
-from qnb.errors import EncodingError, EnvironmentMismatch, InvalidOption
+from qnb.errors import CodeChanged, EncodingError, EnvironmentMismatch, InvalidOption
 from qnb.job import Job
 from qnb.models import JobRecord, JobSpec, JobState, Policy
 from qnb.options import TaskOptions, hint
 from qnb.storage.records import Call
 from qnb.sweeps import designs, spaces
+from qnb.sweeps.comparing import changed
 from qnb.sweeps.layout import point_digests
 from qnb.sweeps.manifest import Manifest
-from qnb.sweeps.opening import begin
+from qnb.sweeps.opening import begin, plan
 from qnb.sweeps.reuse import serve
 from qnb.sweeps.sampling import Method, sample
 from qnb.sweeps.sweep import Sweep
@@ -106,8 +107,11 @@ class Task(Generic[P, R]):
         return prepared.job()
 
     async def _send(self, call: Call) -> None:
-        if await serve(self._client, [call]) if self._options.cache else [call]:
-            await self._client.enqueue([call])
+        rest = [call]
+        if self._options.cache:
+            await self._client.keep_code(self._client.code(self.fn))
+            rest = await serve(self._client, rest)
+        await self._client.enqueue(rest)
 
     def prepare(self, *args: P.args, **kwargs: P.kwargs) -> PreparedCall[R]:
         """Check and encode a call without sending it."""
@@ -187,36 +191,37 @@ class Task(Generic[P, R]):
             args, kwargs = ((), point) if isinstance(point, dict) else point
             self._fits(args, kwargs)  # and an argument that cannot be sent is refused here, too
             self._client.codec.pack_call("", args, kwargs)
+        if chosen.dry_run:
+            return Sweep(self._client, bridge.run(plan(self._client, manifest, chosen.name, space)))
         opened = bridge.run(
             begin(self._client, manifest, chosen.name, space, shuffle=chosen.shuffle)
         )
+        if chosen.on_code_change == "warn" and (said := bridge.run(changed(self._client, opened))):
+            warnings.warn(said, CodeChanged, stacklevel=3)
         self._tell(bridge.run(self._compare(by_value=manifest.blob is not None)))
-        return Sweep(self._client, opened, shuffle=chosen.shuffle)
+        return Sweep(
+            self._client, opened, shuffle=chosen.shuffle, rerun=chosen.on_code_change == "rerun"
+        )
 
     def _manifest(self) -> Manifest:
         """How the jobs of a sweep of it are made."""
         chosen, now = self._options, bridge.run(self._client.server_ms())
-        function, blob = self._client.shipped(self.fn)
-        code = self._client.fingerprint(self.fn)
         spec = JobSpec(
             task_id="",
             fn_name=self.name,
             lane=self._client.options.lane(chosen.priority),
-            function=function,
-            is_async=inspect.iscoroutinefunction(self.fn),
-            code=code,
             policy=self.policy,
         )
-        return Manifest(
+        manifest = Manifest(
             spec,
-            codes=(code,) if code else (),
             on_error=chosen.on_error,
             max_running=chosen.max_running,
             cache=chosen.cache,
             schedule_ms=chosen.schedule_ms or (now + chosen.delay_ms if chosen.delay_ms else 0),
             expire_ms=chosen.expire_ms,
-            blob=blob,
         )
+        is_async = inspect.iscoroutinefunction(self.fn)
+        return manifest.of(*self._client.shipped(self.fn), self._client.code(self.fn), is_async)
 
     def _positional(self, count: int, what: str) -> list[str]:
         if self.fn is None:
@@ -258,6 +263,7 @@ class Task(Generic[P, R]):
         function, code = self._client.shipped(self.fn)
         chosen = self._options
         own_id = chosen.task_id or (self._unique_id(args, kwargs) if chosen.unique else None)
+        known = self._client.code(self.fn) if chosen.cache else None
         spec = JobSpec(
             task_id=own_id or new_id(),
             fn_name=self.name,
@@ -267,7 +273,7 @@ class Task(Generic[P, R]):
             is_async=inspect.iscoroutinefunction(self.fn),
             nonce=secrets.token_hex(8) if own_id else "",
             content=self._content(args, kwargs) if chosen.cache else "",
-            code=self._client.fingerprint(self.fn) if chosen.cache else "",
+            code=known.digest if known is not None and known.comparable else "",
             policy=self.policy,
         )
         payload = self._client.codec.pack_call(spec.task_id, args, kwargs, binding=spec.binding())

@@ -6,16 +6,25 @@ Bytes and numbers in and out; what is signed stays signed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
-from qnb.models import JobSpec, Outcome
+from qnb.models import CELLS, JobSpec, Outcome
 from qnb.storage.keys import UNFINISHED_TTL_MS, is_hex, job_hex
-from qnb.storage.records import Unreadable, pack, pack_outcome, pack_spec, read_int
-from qnb.storage.store import CHUNK_JOBS, Store, skipped
+from qnb.storage.records import (
+    Unreadable,
+    pack,
+    pack_outcome,
+    pack_spec,
+    read_int,
+    read_time,
+    unpack_spec,
+)
+from qnb.storage.store import CHUNK_BYTES, CHUNK_JOBS, Store, skipped
 
 __all__ = ["ABORTED", "DONE", "FAILED", "QUEUED", "RUNNING", "UNKNOWN", "End", "Studies", "Study"]
 
@@ -27,8 +36,10 @@ _STATES = {b"": UNKNOWN, b"q": QUEUED, b"d": QUEUED, b"r": RUNNING, b"cdone": DO
 
 _FIELDS = ("n", "p", "c", "f", "l", "v", "t", "j", "s", "k", "b", "m", "z", "h")
 
-#: most bytes of the manifest and of the points that one call of a script carries
-PART_BYTES = 32 * 1024 * 1024
+#: most jobs of a sweep: the digests of more do not fit into one value of the store
+MOST_JOBS = 2**25
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +75,48 @@ class Study:
         return f"{self.prefix}.{number}"
 
 
+def _end(data: bytes) -> End:
+    counts, cached, finish = msgpack.unpackb(data)
+    if not set(counts) <= set(CELLS):
+        raise Unreadable(f"it ended with jobs that are {', '.join(map(repr, counts))}")
+    return End(
+        {word: read_int(str(count).encode(), MOST_JOBS) for word, count in counts.items()},
+        read_int(str(cached).encode(), MOST_JOBS),
+        read_time(str(finish).encode()) or 0,
+    )
+
+
 def _study(row: Sequence[bytes | None]) -> Study:
     name, prefix, created, fn_name, lane, version, total, jobs, stored, whole, heard, m, z, h = row
-    end = None
-    if z:
-        counts, cached, finish = msgpack.unpackb(z)
-        end = End({str(word): int(count) for word, count in counts.items()}, int(cached), finish)
     return Study(
         name=(name or b"").decode(),
         prefix=(prefix or b"").decode(),
         fn_name=(fn_name or b"").decode(),
         lane=(lane or b"").decode(),
         manifest=m or b"",
-        total=read_int(total),
-        jobs=read_int(jobs),
-        stored=read_int(stored),
+        total=read_int(total, MOST_JOBS),
+        jobs=read_int(jobs, MOST_JOBS),
+        stored=read_int(stored, MOST_JOBS),
         whole=whole == b"1",
         version=read_int(version),
-        created=read_int(created),
-        heard=read_int(heard),
-        end=end,
+        created=read_time(created) or 0,
+        heard=read_time(heard) or 0,
+        end=_end(z) if z else None,
         held=(h or b"").decode("utf-8", "replace"),
     )
+
+
+def _chunks(rows: Sequence[T], nbytes: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Consecutive parts of ``rows``, bounded in number and bytes."""
+    start, size = 0, 0
+    for at, row in enumerate(rows):
+        more = nbytes(row)
+        if at > start and (at - start >= CHUNK_JOBS or size + more > CHUNK_BYTES):
+            yield rows[start:at]
+            start, size = at, 0
+        size += more
+    if start < len(rows):
+        yield rows[start:]
 
 
 class Studies:
@@ -106,14 +137,17 @@ class Studies:
     async def load(self, name: str) -> Study | None:
         """The sweep of that name."""
         row = await self._server.call("HMGET", self._keys.sweep(name), *_FIELDS)
-        return self._read(name, row) if row[1] else None
+        return self._read(self._keys.sweep(name), row) if row[1] else None
 
-    def _read(self, where: str, row: Sequence[bytes | None]) -> Study | None:
+    def _read(self, key: str, row: Sequence[bytes | None]) -> Study | None:
         try:
-            return _study(row)
+            study = _study(row)
+            if self._keys.sweep(study.name) != key:
+                raise Unreadable(f"it says that it is sweep {study.name!r}")
         except Exception as error:  # noqa: BLE001 - whatever a stranger wrote there
-            skipped(f"sweep {where!r} is unreadable ({type(error).__name__}: {error})")
+            skipped(f"{key} is unreadable ({type(error).__name__}: {error}); it is left out")
             return None
+        return study
 
     async def all(self) -> list[Study]:
         """Every sweep that can be read, the newest first."""
@@ -146,9 +180,10 @@ class Studies:
             "n": study.name, "f": study.fn_name, "l": study.lane, "m": study.manifest,
             "t": study.total, "j": study.jobs, "k": int(study.whole), "z": b"",
         }  # fmt: skip
+        nonce = secrets.token_hex(8)
         now = await self._server.run(
             lambda: self._server.scripts.study(
-                study.name, study.prefix, version, self.ttl_ms, fields, points
+                study.name, study.prefix, version, self.ttl_ms, nonce, fields, points
             )
         )
         return replace(study, version=now, end=None) if now else None
@@ -210,6 +245,17 @@ class Studies:
             ]
         return found
 
+    async def specs(self, task_ids: Sequence[str]) -> list[JobSpec | None]:
+        """What each job is; None where it is unknown or unreadable."""
+        found: list[JobSpec | None] = []
+        for at in range(0, len(task_ids), CHUNK_JOBS):
+            keys = [self._keys.job(id_) for id_ in task_ids[at : at + CHUNK_JOBS]]
+            for packed in await self._server.read(("HGET", key, "m") for key in keys):
+                found.append(None)
+                with contextlib.suppress(Unreadable):
+                    found[-1] = unpack_spec(packed) if packed else None
+        return found
+
     async def rerun(self, lane: str, calls: Sequence[tuple[JobSpec, bytes]]) -> list[int]:
         """Run finished jobs of ``lane`` again; the enqueue time of each, 0 where that cannot be."""
         functions = {spec.function for spec, _ in calls if spec.function}
@@ -217,8 +263,7 @@ class Studies:
         if lives:
             await self.store.keep_functions(lives)
         done: list[int] = []
-        for at in range(0, len(calls), CHUNK_JOBS):
-            part = calls[at : at + CHUNK_JOBS]
+        for part in _chunks(calls, lambda row: len(row[1])):
             jobs = [self._keys.job(spec.task_id) for spec, _ in part]
             rows = [(pack_spec(spec), call) for spec, call in part]
             done += await self._server.run(
@@ -230,38 +275,44 @@ class Studies:
         self, channel: str, rows: Sequence[tuple[JobSpec, bytes, Outcome]]
     ) -> list[int]:
         """Store jobs that are complete: spec, call and outcome of each; their enqueue times."""
-        hexes = [job_hex(spec.task_id) for spec, *_ in rows]
-        packed = [
-            (
-                hex_, pack_spec(spec), call, pack_outcome(outcome), outcome.result,
-                pack([spec.task_id, "c"]),
+        done: list[int] = []
+        for part in _chunks(rows, lambda row: len(row[1]) + len(row[2].result)):
+            hexes = [job_hex(spec.task_id) for spec, *_ in part]
+            packed = [
+                (
+                    hex_, pack_spec(spec), call, pack_outcome(outcome), outcome.result,
+                    pack([spec.task_id, "c"]),
+                )
+                for hex_, (spec, call, outcome) in zip(hexes, part, strict=True)
+            ]  # fmt: skip
+            jobs = [self._keys.job_of(hex_) for hex_ in hexes]
+            done += await self._server.run(
+                lambda jobs=jobs, packed=packed: self._server.scripts.adopt(  # type: ignore[misc]
+                    jobs, self.store.options.result_ttl_ms, self._keys.channel(channel), packed
+                )
             )
-            for hex_, (spec, call, outcome) in zip(hexes, rows, strict=True)
-        ]  # fmt: skip
-        return await self._server.run(
-            lambda: self._server.scripts.adopt(
-                [self._keys.job_of(hex_) for hex_ in hexes], self.store.options.result_ttl_ms,
-                self._keys.channel(channel), packed,
-            )
-        )  # fmt: skip
+        return done
 
     async def forget(self, study: Study) -> int:
-        """Remove the sweep and all its jobs; how many jobs there were."""
+        """Remove all jobs of the sweep, and itself; how many jobs there were."""
+        count = 0
         for at in range(0, study.jobs, CHUNK_JOBS):
             ids = [study.id(number) for number in range(at, min(at + CHUNK_JOBS, study.jobs))]
             times = await self._server.read(("HGET", self._keys.job(id_), "t") for id_ in ids)
-            hexes, keys = [], []
+            keys = [self._keys.job(id_) for id_ in ids]
             for id_, time in zip(ids, times, strict=True):
                 with contextlib.suppress(Unreadable):
                     keys.append(self._keys.log(id_, read_int(time)))
-                keys.append(self._keys.job(id_))
-                hexes.append(job_hex(id_))
-            await self._forget("", hexes, keys)
-        return await self._forget(job_hex(study.name), [], self._keys.study(study.name))
-
-    async def _forget(self, sweep: str, hexes: Sequence[str], keys: Iterable[str]) -> int:
-        listed = list(keys)
-        return await self._server.run(lambda: self._server.scripts.forget(sweep, hexes, listed))
+            jobs, count = [job_hex(id_) for id_ in ids], count + len(ids) - times.count(None)
+            await self._server.run(
+                lambda keys=keys, jobs=jobs: self._server.scripts.forget(keys, jobs=jobs)  # type: ignore[misc]
+            )
+        await self._server.run(
+            lambda: self._server.scripts.forget(
+                self._keys.study(study.name), sweep=job_hex(study.name), prefix=study.prefix
+            )
+        )
+        return count
 
     # -- what can be used again ----------------------------------------------------------------
 

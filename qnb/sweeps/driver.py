@@ -14,6 +14,7 @@ from qnb.errors import BrokerError, QnbError
 from qnb.models import Failure
 from qnb.storage.gates import Gates, State
 from qnb.storage.studies import FAILED, RUNNING, UNKNOWN, Studies
+from qnb.sweeps.comparing import codes_of
 from qnb.sweeps.designs import Design
 from qnb.sweeps.feed import Feed
 from qnb.sweeps.layout import Layout, digest_of
@@ -36,7 +37,9 @@ TRIES = 5
 class Driver:
     """Drives the sweep that was ``opened``; everything runs on the I/O thread."""
 
-    def __init__(self, client: Client, opened: Opened, *, shuffle: bool = False) -> None:
+    def __init__(
+        self, client: Client, opened: Opened, *, shuffle: bool = False, rerun: bool = False
+    ) -> None:
         self.client = client
         self.manifest = opened.manifest
         self.feed = Feed(client, opened.study, opened.layout or Layout())
@@ -45,13 +48,19 @@ class Driver:
         self.paused = opened.study.held
         self._opened = opened
         self._shuffle = shuffle
+        self._rerun = rerun
         self._following: asyncio.Task[None] | None = None
         self._filling: asyncio.Task[None] | None = None
         if opened.layout is not None:
             self.ready.set_result(None)
 
     def start(self) -> None:
-        """Begin, in the background."""
+        """Begin, in the background; what is only planned has ended."""
+        if self._opened.note:
+            self.feed.note = self._opened.note
+            self.submitted.set_result(None)
+            self.feed.settle()
+            return
         bridge.owe(self.submitted)
         self.client.storing[self.feed.study.prefix] = self._until_stored
         bridge.spawn(self._live())
@@ -147,6 +156,7 @@ class Driver:
     async def _fill(self, opened: Opened) -> None:
         feed, manifest = self.feed, self.manifest
         submission = Submission(self.client, feed, manifest)
+        await self.client.keep_code(manifest.parts)
         if opened.fresh and manifest.spec.policy.gated:
             await self._gate("open")
         if opened.fresh or opened.before is not manifest:  # by its cell
@@ -157,10 +167,35 @@ class Driver:
                 await submission.stream(opened.stream)
             else:
                 await submission.rest(lost=not opened.fresh)
+            if self._rerun and opened.before is not None:
+                await self._run_stale()
         else:
             await self._resume(submission)
         feed.stored = True
         feed.wake()
+
+    async def _run_stale(self) -> None:
+        """Run again what is of other code than the function's of now."""
+        feed, now = self.feed, self.manifest.spec.code
+        await feed.caught_up()
+        ids = [feed.study.id(feed.layout.number(place)) for place in range(len(feed.layout))]
+        codes = await feed.patiently(lambda: codes_of(self.client, ids))
+        stale = [place for place, code in enumerate(codes) if code not in (now, None)]
+        waiting = [place for place in stale if feed.cells[place] <= RUNNING]
+        if waiting:  # what it would still compute is of no use
+            gates = Gates((await self.client.link()).store)
+            await feed.patiently(lambda: gates.cancel([ids[p] for p in waiting], me()))
+            feed.look()
+            while any(feed.cells[place] <= RUNNING for place in waiting):
+                await asyncio.wrap_future(feed.more)
+        feed.renew(stale)
+        await self._again(stale)
+        self.manifest = replace(self.manifest, codes=(now,) if now else ())
+        packed, studies = (
+            self.manifest.packed(self.client.codec, feed.study.prefix),
+            await self._studies(),
+        )
+        await feed.patiently(lambda: studies.mark(feed.study, fields={"m": packed, "z": b""}))
 
     async def _restart_stream(self, opened: Opened) -> None:
         """The points of a stream come anew."""
@@ -276,10 +311,16 @@ class Driver:
         if self.paused or self.manifest.spec.policy.gated:
             await self._gate("open")
             await self._held("")
+        await self.client.keep_code(manifest.parts)
         self._follow()
-        count = await Submission(self.client, feed, self.manifest).again(places)
-        feed.look()
-        return count
+        return await self._again(places)
+
+    async def _again(self, places: Sequence[int]) -> int:
+        submission = Submission(self.client, self.feed, self.manifest)
+        try:
+            return await submission.again(places)
+        finally:  # after an error they are as they were
+            self.feed.renewed(dict.fromkeys(places, 0))
 
     async def extend(self, design: Design, manifest: Manifest) -> int:
         """Give the sweep these points and run those that are new, by ``manifest``; how many."""

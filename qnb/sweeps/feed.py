@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -96,7 +96,9 @@ class Feed:
         self.more: Future[None] = Future()  #: something has ended since this was made
         self.watchers: list[Callable[[], None]] = []
         self.suspect: Callable[[Failure], None] | None = None  #: told if the first ones all fail
-        self.unknown: list[int] = []  #: places whose jobs the store did not know when last looked at
+        self.unknown: list[
+            int
+        ] = []  #: places whose jobs the store did not know when last looked at
         self.slots = 0  #: of the workers that serve the queue
         self.forecast = Forecast(len(layout), self._columns)
         self.estimated = Estimate()
@@ -110,6 +112,10 @@ class Feed:
         self._who = f"{study.prefix} {secrets.token_hex(4)}"
         self._caught_up = asyncio.Event()
         self._behind = True
+        # What was read of a job before it was run again says nothing of its run since.
+        self._renewing: set[int] = set()  # places whose jobs are being run again
+        self._renewed: dict[int, tuple[int, int]] = {}  # enqueue time, and the look after it
+        self._looks = 0
 
     def _columns(self, start: int, stop: int) -> dict[str, list[object]]:
         return self.layout.design.columns(start, stop, absent=None)
@@ -196,11 +202,14 @@ class Feed:
             )
 
     async def _read(self, places: Sequence[int]) -> None:
-        study, stored = self.study, self.study.stored
+        study, stored, look = self.study, self.study.stored, self._looks
+        self._looks += 1
         ids = [study.id(self.layout.number(place)) for place in places]
         found = await self.patiently(lambda: self._tally(ids))
         failed, self.unknown = [], []
         for place, (cell, start, finish) in zip(places, found, strict=True):
+            if place in self._renewing or self._renewed.get(place, (0, 0))[1] > look:
+                continue
             if cell == UNKNOWN:
                 self.unknown.append(place)
                 if self.stored and self.layout.number(place) < stored:
@@ -248,6 +257,8 @@ class Feed:
 
     def take_record(self, place: int, record: JobRecord) -> None:
         """A job's newest state."""
+        if place in self._renewing or record.enqueue_time < self._renewed.get(place, (0, 0))[0]:
+            return
         outcome = record.outcome
         failure = outcome.failure if outcome else None
         start, finish = (outcome.start, outcome.finish) if outcome else (record.start or 0, 0)
@@ -316,6 +327,8 @@ class Feed:
                 cells[place] = self.cells[was]
                 before[was] = place
         self.order = [before[place] for place in self.order if place in before]
+        self._renewed = {before[p]: said for p, said in self._renewed.items() if p in before}
+        self._renewing = {before[place] for place in self._renewing if place in before}
         self.layout, self.cells = layout, cells
         self.left = sum(cell <= RUNNING for cell in cells)
         self.forecast = Forecast(len(layout), self._columns)
@@ -349,8 +362,21 @@ class Feed:
         self._behind = True
         self._news.set()
 
+    def renew(self, places: Sequence[int]) -> None:
+        """Those jobs will be run again from here; until :meth:`renewed`, all news are old."""
+        self._renewing.update(places)
+        self.reopen(places)
+
+    def renewed(self, times: Mapping[int, int]) -> None:
+        """They run again since those enqueue times (0: they do not)."""
+        for place, enqueued in times.items():
+            self._renewing.discard(place)
+            if enqueued:
+                self._renewed[place] = (enqueued, self._looks)
+        self.look()
+
     def reopen(self, places: Sequence[int]) -> None:
-        """Those jobs are to run again."""
+        """Those jobs are running again."""
         for place in places:
             if self.cells[place] > RUNNING:
                 self.cells[place] = QUEUED

@@ -13,6 +13,7 @@ from qnb.errors import SignatureError
 from qnb.models import JobSpec
 from qnb.storage.records import Call, pack, pack_spec, unpack_spec
 from qnb.sweeps.layout import Layout
+from qnb.wire.code import Code
 from qnb.wire.codec import Codec
 
 __all__ = ["Manifest"]
@@ -31,13 +32,14 @@ class Manifest:
     schedule_ms: int = 0
     expire_ms: int = 0
     blob: bytes | None = None  #: the function by value, where it was made here; not stored
+    parts: Code | None = None  #: what its fingerprint was made of, likewise
 
     def packed(self, codec: Codec, prefix: str) -> bytes:
         """As signed bytes."""
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("spec", "blob")
+            if field.name not in ("spec", "blob", "parts")
         }
         return codec.seal_sweep(f"manifest {prefix}", pack([pack_spec(self.spec), fields]))
 
@@ -54,6 +56,17 @@ class Manifest:
                 f"the sweep was written by another version of qnb and cannot be read ({error}); "
                 "forget it, and run its cell again"
             ) from None
+
+    def of(self, function: str, blob: bytes | None, parts: Code | None, is_async: bool) -> Manifest:
+        """This one with another function: what workers are told of it, itself, and what it is."""
+        code = parts.digest if parts is not None and parts.comparable else ""
+        return dataclasses.replace(
+            self,
+            spec=dataclasses.replace(self.spec, function=function, code=code, is_async=is_async),
+            codes=(code,) if code else (),
+            blob=blob,
+            parts=parts,
+        )
 
     def newest(self, other: Manifest) -> Manifest:
         """This one, the later, with the history of ``other``."""

@@ -8,16 +8,16 @@ from typing import Any
 
 from qnb.client import Client
 from qnb.clock import stamp
-from qnb.errors import EncodingError, InvalidName, QnbError, UnknownSweep
+from qnb.errors import EncodingError, InvalidName, InvalidOption, QnbError, UnknownSweep
 from qnb.options import TaskOptions, hint
-from qnb.storage.studies import Studies, Study
+from qnb.storage.studies import UNKNOWN, Studies, Study
 from qnb.sweeps.designs import Design
 from qnb.sweeps.layout import Layout, digest_of
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.spaces import Stream
-from qnb.sweeps.submit import create
+from qnb.sweeps.submit import create, matched
 
-__all__ = ["Opened", "attach", "begin", "check_sweep_name", "read_layout"]
+__all__ = ["Opened", "attach", "begin", "check_sweep_name", "plan", "read_layout"]
 
 #: bytes of a sweep's name that its jobs' ids begin with
 NAME_BYTES = 160
@@ -34,6 +34,7 @@ class Opened:
     stream: Stream | None = None  #: points that it is to have, as they come
     before: Manifest | None = None  #: what it was when it was found
     fresh: bool = False  #: has it been created just now?
+    note: str = ""  #: of one that was only planned: what would run
 
 
 def _prefix(name: str) -> str:
@@ -98,6 +99,31 @@ def _found(client: Client, study: Study, manifest: Manifest, space: Design | Str
             "and run this again"
         ) from None
     return Opened(study, ours, design=space, before=before)
+
+
+async def plan(
+    client: Client, manifest: Manifest, name: str | None, space: Design | Stream
+) -> Opened:
+    """What :func:`begin` would run; nothing is stored."""
+    if isinstance(space, Stream):
+        raise InvalidOption(f"dry_run=True would use up {space!r}: pass a list of its points")
+    studies = Studies((await client.link()).store)
+    study = await studies.load(name) if name else None
+    called = name or manifest.spec.fn_name
+    if study is None:
+        study = Study(called, _prefix(called), manifest.spec.fn_name, manifest.spec.lane, b"")
+    else:
+        _found(client, study, manifest, space)
+    numbers, new = await matched(studies, study, space)
+    ids = [study.id(number) for number in numbers if number < study.jobs]
+    cells = [cell for cell, *_ in await studies.tally(ids)]
+    lost = cells.count(UNKNOWN)
+    known = len(cells) - lost
+    note = (
+        f"dry run: {len(new) + lost:,} of {len(space):,} points would run, {known:,} have been "
+        "computed or are on their way; nothing was stored"
+    )
+    return Opened(study, manifest, Layout([(space, numbers)]), note=note)
 
 
 async def read_layout(client: Client, study: Study) -> Layout:

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 from qnb.errors import InvalidOption
 from qnb.options import hint
 from qnb.sweeps.axes import Values, check_names, column, is_many, listed, short, values
-from qnb.sweeps.designs import ABSENT, Columns, Design, Sum, grid
+from qnb.sweeps.designs import ABSENT, Columns, Design, Product, Sum, grid
 
-__all__ = ["Space", "Stream", "points", "rows", "space_of", "starmap"]
+__all__ = ["Space", "Stream", "extended", "points", "rows", "space_of", "starmap"]
 
 
 class Stream:
@@ -212,3 +212,37 @@ def _of_list(given: Sequence[Any]) -> Design:
     for item in given:
         check_names(item)
     return Sum([grid(**item) for item in given])
+
+
+def extended(design: Design, axes: Mapping[str, Any], what: str) -> Design:
+    """A grid with more values on some of its axes; ``what`` it is of, for errors."""
+    factors = design.factors if isinstance(design, Product) else ()
+    if not axes:
+        raise InvalidOption("extend() needs new values of an axis: sweep.extend(x=[...])")
+    names = [name for factor in factors for name in factor.names]
+    for name in axes:
+        if name not in names:
+            raise InvalidOption(
+                f"{what} has no axis {name!r}: "
+                + (f"it has {', '.join(names)}" if names else
+                   "its points are no grid. Run its cell again with more points: those it has are "
+                   "not run again")
+            )  # fmt: skip
+    grown = []
+    for factor in factors:
+        new = [name for name in factor.names if name in axes]
+        if new and len(factor.names) > 1:
+            raise InvalidOption(
+                f"axis {new[0]!r} goes together with {', '.join(factor.names)}: run the cell of "
+                f"{what} again with more points"
+            )
+        if new:
+            had = factor.columns()[new[0]]
+            more = [v for v in values(new[0], axes[new[0]]) if not _among(v, had)]
+            factor = Columns(new, [tuple(had) + tuple(more)], len(had) + len(more))
+        grown.append(factor)
+    return Product(grown)
+
+
+def _among(value: Any, others: Sequence[Any]) -> bool:
+    return any(type(value) is type(other) and bool(value == other) for other in others)

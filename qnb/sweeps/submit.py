@@ -26,7 +26,7 @@ from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.reuse import serve
 from qnb.sweeps.spaces import Stream
 
-__all__ = ["CHUNK", "Submission", "create", "pack_parts", "relaid"]
+__all__ = ["CHUNK", "Submission", "create", "matched", "pack_parts", "relaid"]
 
 #: jobs that are encoded and stored at a time, and encoded before others get their turn
 CHUNK = 500
@@ -92,6 +92,27 @@ class _Known:
         return numbers.pop() if numbers else None
 
 
+async def matched(
+    studies: Studies, study: Study, design: Design, *, shuffle: bool = False
+) -> tuple[array[int], list[int]]:
+    """The number of the job of each point, and the places whose jobs are new."""
+    known = _Known(await studies.digests(study.name))
+    numbers, new = array("I", bytes(4 * len(design))), list[int]()
+    for start in range(0, len(design), CHUNK):
+        stop = min(start + CHUNK, len(design))
+        for place, digest in enumerate(point_digests(design, start, stop), start):
+            number = known.take(digest)
+            if number is None:
+                new.append(place)
+            else:
+                numbers[place] = number
+        await asyncio.sleep(0)
+    given = _shuffled(study, len(new)) if shuffle else range(study.jobs, study.jobs + len(new))
+    for place, number in zip(new, given, strict=True):
+        numbers[place] = number
+    return numbers, new
+
+
 async def relaid(
     client: Client, study: Study, manifest: Manifest, design: Design, *, shuffle: bool = False
 ) -> tuple[Study, Layout] | None:
@@ -100,27 +121,14 @@ async def relaid(
     None if somebody else has changed it meanwhile.
     """
     studies = Studies((await client.link()).store)
-    known = _Known(await studies.digests(study.name))
-    numbers, fresh = array("I", bytes(4 * len(design))), list[int]()
-    for start in range(0, len(design), CHUNK):
-        stop = min(start + CHUNK, len(design))
-        for place, digest in enumerate(point_digests(design, start, stop), start):
-            number = known.take(digest)
-            if number is None:
-                fresh.append(place)
-            else:
-                numbers[place] = number
-        await asyncio.sleep(0)
-    given = _shuffled(study, len(fresh)) if shuffle else range(study.jobs, study.jobs + len(fresh))
-    for place, number in zip(fresh, given, strict=True):
-        numbers[place] = number
+    numbers, new = await matched(studies, study, design, shuffle=shuffle)
     plain: Numbers = numbers
     if numbers == array("I", range(len(design))):
         plain = range(len(design))
     changed = replace(
         study,
         total=len(design),
-        jobs=study.jobs + len(fresh),
+        jobs=study.jobs + len(new),
         whole=True,
         manifest=manifest.packed(client.codec, study.prefix),
     )
@@ -289,11 +297,19 @@ class Submission:
         studies = await self._studies()
         ids = [study.id(layout.number(place)) for place in places]
         records = await studies.store.records(ids, call=True)
-        gone = [p for p, record in zip(places, records, strict=True) if record is None]
-        if gone:
+        times = dict.fromkeys(places, 0)
+        if gone := [p for p, record in zip(places, records, strict=True) if record is None]:
             await self._send(gone, self._digests(gone))
-        rows = [row for record in records if record and (row := self._resigned(record))]
-        return len(gone) + sum(map(bool, await studies.rerun(self.manifest.spec.lane, rows)))
+            times |= dict.fromkeys(gone, 1)
+        found = {
+            place: row
+            for place, record in zip(places, records, strict=True)
+            if record and (row := self._resigned(record))
+        }
+        done = await studies.rerun(self.manifest.spec.lane, list(found.values()))
+        times |= zip(found, done, strict=True)
+        self._feed.renewed(times)
+        return sum(map(bool, times.values()))
 
     def _resigned(self, record: JobRecord) -> tuple[JobSpec, bytes] | None:
         """The job with the manifest's function and treatment, its arguments signed anew."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import replace
 from datetime import timedelta
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from qnb import bridge
 from qnb.client import Client
@@ -21,18 +19,22 @@ from qnb.job import Job
 from qnb.models import CELLS, JobRecord, SweepSnapshot
 from qnb.reading import value_of
 from qnb.storage.studies import ABORTED, DONE, FAILED, QUEUED, RUNNING
-from qnb.sweeps.axes import values
-from qnb.sweeps.designs import Columns, Design, Product
+from qnb.sweeps.completed import Completed, how_to_return
+from qnb.sweeps.designs import Design
 from qnb.sweeps.driver import Driver
 from qnb.sweeps.feed import Feed
 from qnb.sweeps.forecast import Progress
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.opening import Opened
+from qnb.sweeps.spaces import extended
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from qnb.analysis.cubes import Dataset as XarrayDataset
     from qnb.analysis.frames import DataFrame
 
-__all__ = ["Completed", "Sweep"]
+__all__ = ["Sweep"]
 
 R = TypeVar("R")
 
@@ -50,11 +52,13 @@ class Sweep(Displayed, Sequence[Job[R]]):
     All its state is owned by qnb's I/O thread; other threads read it.
     """
 
-    def __init__(self, client: Client, opened: Opened, *, shuffle: bool = False) -> None:
+    def __init__(
+        self, client: Client, opened: Opened, *, shuffle: bool = False, rerun: bool = False
+    ) -> None:
         self.name = opened.study.name
         self.fn_name = opened.study.fn_name
         self._client = client
-        self._driver = Driver(client, opened, shuffle=shuffle)
+        self._driver = Driver(client, opened, shuffle=shuffle, rerun=rerun)
         self._driver.start()
 
     @property
@@ -116,15 +120,9 @@ class Sweep(Displayed, Sequence[Job[R]]):
         except FutureTimeout:
             raise TimeoutError(f"{self!r} has not ended within {limit:g} s; it goes on") from None
         except KeyboardInterrupt as interrupt:
-            self._tell_how_to_return(interrupt)
+            interrupt.add_note(how_to_return(self.name))
             raise
         return self
-
-    def _tell_how_to_return(self, interrupt: BaseException) -> None:
-        interrupt.add_note(
-            f"sweep {self.name!r} goes on: app.sweep({self.name!r}) shows it, and its cancel() "
-            "ends it"
-        )
 
     async def _all_ended(self) -> None:
         while (ended := self._feed.ended) is not None:
@@ -173,7 +171,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         Those that have ended come first. ``TimeoutError`` if not all have within ``timeout``
         seconds.
         """
-        return Completed(self, seconds(timeout))
+        return Completed(self._laid_out, self._job, seconds(timeout))
 
     async def _records(self, places: Sequence[int] | None = None) -> list[JobRecord | None]:
         store = (await self._client.link()).store
@@ -195,7 +193,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         async def reopen() -> list[int]:
             feed = self._driver.feed
             ended = [place for place in places if feed.cells[place] > RUNNING]
-            feed.reopen(ended)
+            feed.renew(ended)
             return ended
 
         ended = bridge.run(reopen())
@@ -208,11 +206,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         if fn is None:
             return manifest
         function, blob = self._client.shipped(fn)
-        code = self._client.fingerprint(fn)
-        spec = replace(
-            manifest.spec, function=function, code=code, is_async=iscoroutinefunction(fn)
-        )
-        return replace(manifest, spec=spec, blob=blob, codes=(code,) if code else ())
+        return manifest.of(function, blob, self._client.code(fn), iscoroutinefunction(fn))
 
     def _chosen(self, where: Any) -> list[int]:
         feed = self._laid_out()
@@ -257,7 +251,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         What has been computed stays. ``sweep.extend(x=[4, 5])`` on a grid of ``x`` and ``y`` runs
         the new values of ``x`` with each ``y``.
         """
-        design = _extended(self, self.design, axes)
+        design = extended(self.design, axes, repr(self))
         manifest = self._todays()
         return bridge.Command(
             self._driver.extend(design, manifest), f"extend of sweep {self.name!r}"
@@ -277,6 +271,55 @@ class Sweep(Displayed, Sequence[Job[R]]):
         design = self.design
         return gather.sweep_frame(
             self._client, self.name, self._ids(), design.columns(absent=MISSING), design.labels
+        )
+
+    def errors(self) -> DataFrame:
+        """What went wrong, grouped by the type of the error and the line of yours that raised it.
+
+        A row a group, the commonest first: ``error_type``, ``where`` (``"Cell In[3], line 6"``),
+        that ``line``, how many (``count``), an ``example`` with its ``message``, all ``task_ids``.
+        """
+        from qnb.analysis import gather
+
+        feed = self._laid_out()
+        places = [place for place, cell in enumerate(feed.cells) if cell in (FAILED, ABORTED)]
+        return gather.errors_frame(self._client, [self._id(place) for place in places])
+
+    def to_xarray(self, *axes: str, values: str | Sequence[str] | None = None) -> XarrayDataset:
+        """The results as an ``xarray.Dataset`` whose dimensions are the parameters that vary.
+
+        As :func:`qnb.analysis.cubes.to_xarray` of :meth:`frame`; NaN where there is no value (yet).
+        """
+        from qnb.analysis import cubes
+
+        return cubes.to_xarray(self.frame(), *axes, values=values)
+
+    def pivot(self, index: str, columns: str, values: str | None = None) -> DataFrame:
+        """A table of one result: a row for each value of ``index``, a column for each of the other.
+
+        ``values`` names the result if there are several.
+        """
+        from qnb.analysis import cubes
+
+        return cubes.pivot(self.frame(), index, columns, values)
+
+    def plot(
+        self,
+        kind: Literal["timeline", "hist", "scatter"] = "timeline",
+        *,
+        ax: Axes | None = None,
+        x: str | None = None,
+        y: str | None = None,
+        color: str | None = None,
+    ) -> Axes:
+        """Draw how it went: when each job ran and where, how long they took, a result over a
+        parameter. ``x``, ``y`` and ``color`` name columns of :meth:`frame` for the last.
+        """
+        from qnb.analysis import plots
+
+        frame = self.frame()
+        return plots.plot(
+            frame, kind, parameters=frame.attrs["parameters"], ax=ax, x=x, y=y, color=color
         )
 
     def progress(self) -> Progress:
@@ -364,101 +407,5 @@ class Sweep(Displayed, Sequence[Job[R]]):
         return self is other
 
 
-class Completed(Generic[R]):
-    """The jobs of a sweep as they end; each once. An iterator for loops of both kinds."""
-
-    def __init__(self, sweep: Sweep[R], limit: float | None) -> None:
-        self._sweep = sweep
-        self._limit = limit
-
-    def __iter__(self) -> Iterator[Job[R]]:
-        wait = self._waits()
-        for more in wait:
-            if isinstance(more, Future):
-                try:
-                    more.result(self._left())
-                except FutureTimeout:
-                    raise self._late() from None
-                except KeyboardInterrupt as interrupt:
-                    self._sweep._tell_how_to_return(interrupt)
-                    raise
-            else:
-                yield more
-
-    async def __aiter__(self) -> AsyncIterator[Job[R]]:
-        for more in self._waits():
-            if isinstance(more, Future):
-                try:
-                    async with asyncio.timeout(self._left()):
-                        await bridge.arrived(more)
-                except TimeoutError:
-                    raise self._late() from None
-            else:
-                yield more
-
-    def _waits(self) -> Iterator[Job[R] | Future[None]]:
-        """Jobs that have ended, and what to wait for where there is none."""
-        self._deadline = None if self._limit is None else time.monotonic() + self._limit
-        given: set[str] = set()
-        order, at = None, 0
-        while True:
-            feed = self._sweep._laid_out()
-            more, ended = feed.more, feed.ended
-            if order is not feed.order:  # jobs run again, or there are other points
-                order, at = feed.order, 0
-            while at < len(order):
-                job = self._sweep._job(order[at])
-                at += 1
-                if job.id not in given:
-                    given.add(job.id)
-                    yield job
-            if ended.done() and ended is feed.ended and order is feed.order:
-                ended.result()  # it may have an error to tell
-                if at == len(order):
-                    return
-            else:
-                yield more
-
-    def _left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def _late(self) -> TimeoutError:
-        return TimeoutError(f"{self._sweep!r} has not ended within {self._limit:g} s; it goes on")
-
-
 def _is_bool(one: object) -> bool:
     return isinstance(one, bool) or type(one).__name__ in ("bool", "bool_")
-
-
-def _extended(sweep: Sweep[Any], design: Design, axes: dict[str, Iterable[Any]]) -> Design:
-    """A grid with more values on some of its axes."""
-    factors = design.factors if isinstance(design, Product) else ()
-    if not axes:
-        raise InvalidOption("extend() needs new values of an axis: sweep.extend(x=[...])")
-    names = [name for factor in factors for name in factor.names]
-    for name in axes:
-        if name not in names:
-            raise InvalidOption(
-                f"{sweep!r} has no axis {name!r}: "
-                + (f"it has {', '.join(names)}" if names else
-                   "its points are no grid. Run its cell again with more points: those it has are "
-                   "not run again")
-            )  # fmt: skip
-    grown = []
-    for factor in factors:
-        new = [name for name in factor.names if name in axes]
-        if new and len(factor.names) > 1:
-            raise InvalidOption(
-                f"axis {new[0]!r} goes together with {', '.join(factor.names)}: run the cell of "
-                f"sweep {sweep.name!r} again with more points"
-            )
-        if new:
-            had = factor.columns()[new[0]]
-            more = [v for v in values(new[0], axes[new[0]]) if not _among(v, had)]
-            factor = Columns(new, [tuple(had) + tuple(more)], len(had) + len(more))
-        grown.append(factor)
-    return Product(grown)
-
-
-def _among(value: Any, others: Sequence[Any]) -> bool:
-    return any(type(value) is type(other) and bool(value == other) for other in others)

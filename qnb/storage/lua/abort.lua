@@ -1,31 +1,54 @@
--- End a waiting job, or ask the worker that holds it to stop it.
+-- End waiting jobs of a lane, or ask the workers that hold them to stop them.
 --
--- KEYS  1 job; 2 lane; 3 what was handed back to it; 4 delayed; 5 expiring
--- ARGV  1 group; 2 outcome of a job that ends here; 3 time to live of an outcome (ms)
---       4 channel, or ''; 5 notice of the end; 6 control channel; 7 task id; 8 who asks
--- Returns 0 unknown or finished, 1 ended, 2 its worker is asked.
-local job = KEYS[1]
-local record = redis.call('HMGET', job, 's', 'e')
-local state, entry = record[1], record[2]
-if not state or state == 'c' then return 0 end
-local stream, hex = KEYS[2], string.match(job, '([^:]*)$')
-if state == 'd' then
-  redis.call('ZREM', KEYS[4], hex)
-else
-  if string.sub(entry, 1, 1) == 'b' then stream, entry = KEYS[3], string.sub(entry, 2) end
-  if #redis.call('XRANGE', stream, entry, entry) > 0 then
-    local group = redis.pcall('XPENDING', stream, ARGV[1], entry, entry, 1)
-    if not group.err and #group > 0 then
-      redis.call('HSET', job, 'k', ARGV[8])
-      redis.call('PUBLISH', ARGV[6], 'a' .. ARGV[7])
-      return 2
+-- KEYS  1 lane; 2 what was handed back to it; 3 delayed; 4 expiring; 5 parked; then the jobs
+-- ARGV  1 group; 2 time to live of an outcome (ms); 3 control channel; 4 who asks
+--       5 prefix of a channel's name
+--       then per job: task id, outcome of one that ends here, channel ('' for none), notice of it
+-- Returns one number per job: 0 unknown or finished, 1 ended, 2 its worker is asked.
+local function held(stream, entry)
+  if #redis.call('XRANGE', stream, entry, entry) == 0 then return false end
+  local group = redis.pcall('XPENDING', stream, ARGV[1], entry, entry, 1) -- no group: no worker yet
+  if not group.err and #group > 0 then return true end
+  redis.call('XDEL', stream, entry)
+  return false
+end
+local reply, notices = {}, {}
+for i = 1, #KEYS - 5 do
+  local job, at = KEYS[5 + i], 2 + 4 * i
+  local record = redis.call('HMGET', job, 's', 'e')
+  local state, entry, hex = record[1], record[2] or '', string.match(job, '([^:]*)$')
+  local place, rest, asked = string.sub(entry, 1, 1), string.sub(entry, 2), false
+  reply[i] = 0
+  if state and state ~= 'c' then
+    if state == 'd' then
+      redis.call('ZREM', KEYS[3], hex)
+    elseif place == 'p' then
+      redis.call('ZREM', KEYS[5], rest)
+    elseif place == 'b' then
+      asked = held(KEYS[2], rest)
+    elseif place ~= '' then
+      asked = held(KEYS[1], entry)
     end
-    redis.call('XDEL', stream, entry)
+    if asked then
+      redis.call('HSET', job, 'k', ARGV[4])
+      redis.call('PUBLISH', ARGV[3], 'a' .. ARGV[at])
+      reply[i] = 2
+    else
+      redis.call('ZREM', KEYS[4], hex)
+      redis.call('HSET', job, 's', 'c', 'o', ARGV[at + 1], 'r', '')
+      redis.call('HDEL', job, 'e', 'd', 'f')
+      redis.call('PEXPIRE', job, ARGV[2])
+      local channel = ARGV[at + 2]
+      if channel ~= '' then
+        local list = notices[channel] or {}
+        list[#list + 1] = ARGV[at + 3]
+        notices[channel] = list
+      end
+      reply[i] = 1
+    end
   end
 end
-redis.call('ZREM', KEYS[5], hex)
-redis.call('HSET', job, 's', 'c', 'o', ARGV[2], 'r', '')
-redis.call('HDEL', job, 'e', 'd', 'f')
-redis.call('PEXPIRE', job, ARGV[3])
-if ARGV[4] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
-return 1
+for channel, list in pairs(notices) do
+  redis.call('PUBLISH', ARGV[5] .. channel, table.concat(list))
+end
+return reply

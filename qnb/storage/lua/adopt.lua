@@ -16,10 +16,10 @@ for i = 1, #KEYS - 1 do
   if redis.call('EXISTS', job) == 1 then
     reply[i] = 0
   else
+    redis.call('ZADD', index, now, ARGV[at])
     redis.call('HSET', job, 'm', ARGV[at + 1], 'p', ARGV[at + 2], 't', now, 's', 'c', 'a', 0, 'n', 0,
       'o', ARGV[at + 3], 'r', ARGV[at + 4])
     redis.call('PEXPIRE', job, ttl)
-    redis.call('ZADD', index, now, ARGV[at])
     notices[#notices + 1] = ARGV[at + 5]
     reply[i] = tonumber(now)
   end

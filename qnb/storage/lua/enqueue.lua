@@ -4,6 +4,7 @@
 -- very same call (its spec carries a nonce); a complete one is replaced by a fresh run, whose attempt
 -- numbers go on from the old one's: a worker that still holds that one stays fenced. Numbers are
 -- checked before anything is written: what the server cannot count would stop it half-way through.
+-- What a stranger wrote in the place of one counts as none.
 --
 -- KEYS  1 jobs index; then per lane: lane, delayed, expiring; then one job per call, no job twice
 -- ARGV  1 number of lanes; 2 time to live of an unfinished job (ms)
@@ -47,8 +48,8 @@ for i = 1, count do
     reply[i] = 0
   else
     if state then redis.call('DEL', job) end
-    local attempt = (known[i][3] or 0) + 1
-    local born = math.max(now, (known[i][4] or 0) + 1)
+    local attempt = (whole(known[i][3] or '', ever) or 0) + 1
+    local born = math.max(now, (whole(known[i][4] or '', ever) or 0) + 1)
     local text = string.format('%.0f', born)
     local due, expires = now, nil
     if when ~= '' then

@@ -1,6 +1,6 @@
--- Count the jobs that wait: in the lanes and not yet claimed, or delayed.
+-- Count the jobs that wait: in the lanes and not yet claimed, parked at the gates of sweeps, or delayed.
 --
--- KEYS  per lane: lane, what was handed back to it, delayed
+-- KEYS  per lane: lane, what was handed back to it, delayed, parked
 -- ARGV  none
 -- Returns per lane: the number waiting in it, the number delayed.
 local function waiting(stream)
@@ -14,8 +14,8 @@ local function waiting(stream)
   return count
 end
 local reply = {}
-for i = 1, #KEYS, 3 do
-  reply[#reply + 1] = waiting(KEYS[i]) + waiting(KEYS[i + 1])
+for i = 1, #KEYS, 4 do
+  reply[#reply + 1] = waiting(KEYS[i]) + waiting(KEYS[i + 1]) + redis.call('ZCARD', KEYS[i + 3])
   reply[#reply + 1] = redis.call('ZCARD', KEYS[i + 2])
 end
 return reply
