@@ -296,6 +296,7 @@ class SweepSnapshot:
     eta: float | None = None  #: seconds until it ends, if that can be told
     errors: Mapping[str, int] = field(default_factory=dict)  #: error text → how many jobs
     note: str = ""  #: what the reader should know: "reconnecting", "stored 200 of 1,000"
+    whole: bool = True  #: is every job known and stored?
 
     @property
     def counts(self) -> dict[str, int]:
@@ -303,4 +304,4 @@ class SweepSnapshot:
 
     @property
     def finished(self) -> bool:
-        return self.cells.count(0) + self.cells.count(1) == 0
+        return self.whole and self.cells.count(0) + self.cells.count(1) == 0

@@ -117,12 +117,23 @@ class Layout:
 
     def calls(self, places: Sequence[int]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """The points at ``places`` as ``(args, kwargs)``."""
-        return _runs(places, self.design.calls)
+        return _runs(places, lambda *piece: self._read(*piece, Design.calls))
 
     def digests(self, places: Sequence[int]) -> list[bytes]:
         """What the points at ``places`` are, 16 bytes each."""
-        design = self.design
-        return _runs(places, lambda start, stop: point_digests(design, start, stop))
+        return _runs(places, lambda *piece: self._read(*piece, point_digests))
+
+    def _read(
+        self, start: int, stop: int, read: Callable[[Design, int, int], list[Any]]
+    ) -> list[Any]:
+        """What ``read`` gives of consecutive points, part by part."""
+        found: list[Any] = []
+        while start < stop:
+            part = self._part(start)
+            end = min(stop - part.first, len(part.design))
+            found += read(part.design, start - part.first, end)
+            start = part.first + end
+        return found
 
     # -- as it is stored -----------------------------------------------------------------------
 

@@ -364,6 +364,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
             eta=feed.estimated.eta if feed.left else None,
             errors=dict(feed.errors.most_common()),
             note=self._note(),
+            whole=feed.stored or feed.ended.done(),
         )
 
     def _note(self) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import qnb
+from tests.conftest import answers
 
 Wait = Callable[..., Any]
 
@@ -109,3 +114,53 @@ def test_a_handle_elsewhere_hears_as_soon_as_the_one_that_sent(
     retried = sweep.retry([True, True])
     assert retried.result(5) == 2
     wait_until(lambda: sweep.snapshot().finished, "again")
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, wait_until: Wait) -> Iterator[Callable[[], str]]:
+    """Starts a server of this test's own, or ends it without warning and starts it again."""
+    program = shutil.which("redis-server") or "redis-server"
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def restart() -> str:
+        end()
+        command = [program, "--port", "0", "--unixsocket", "s", "--appendonly", "yes"]
+        processes.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL))
+        wait_until(lambda: answers(tmp_path / "s"), "the server listens")
+        return f"unix://{tmp_path}/s"
+
+    def end() -> None:
+        while processes:
+            process = processes.pop()
+            process.kill()
+            process.wait()
+
+    yield restart
+    end()
+
+
+def test_waiters_of_all_kinds_outlive_a_server_that_is_killed(
+    own_server: Callable[[], str], wait_until: Wait
+) -> None:
+    app = qnb.App(own_server(), "restarted")
+    worker = threading.Thread(target=lambda: asyncio.run(app.run()))
+    worker.start()
+
+    @app.task
+    async def f(x: int) -> int:
+        await asyncio.sleep(0.02)
+        return x
+
+    sweep = f.options(name="scan").map(range(600))
+    wait_until(lambda: sweep.snapshot().counts["done"] > 20, "it has begun")
+    with ThreadPoolExecutor(3) as pool:
+        waiting = pool.submit(sweep.wait, 25)
+        each = pool.submit(lambda: [job.id for job in sweep.as_completed(timeout=25)])
+        awaited = pool.submit(asyncio.run, _await(sweep))
+        own_server()
+        assert waiting.result() is sweep
+        assert len(each.result()) == 600
+        assert awaited.result() == list(range(600))
+    app.stop()
+    worker.join()
+    app.close()
