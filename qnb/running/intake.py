@@ -19,6 +19,7 @@ from qnb.errors import BrokerError
 from qnb.models import Ending, Outcome
 from qnb.registry import Registry
 from qnb.running.executors import Executor
+from qnb.running.gatekeeper import Gatekeeper
 from qnb.storage.leases import Leases
 from qnb.storage.records import Claimed
 
@@ -52,11 +53,12 @@ NEWEST = 0.1
 class Intake:
     """The jobs that a worker holds: ``held`` by ref. Belongs to the worker's loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, and how it leaves
         self,
         leases: Leases,
         executor: Executor,
         registry: Registry,
+        gates: Gatekeeper,
         *,
         burst: bool,
         linger: float | None,
@@ -65,11 +67,13 @@ class Intake:
         self._leases = leases
         self._executor = executor
         self._registry = registry
+        self._gates = gates
         executor.on_room = self._roomier
         self._burst = burst
         self._linger = linger
         self._prefetch = leases.store.options.prefetch
         self._waiting: dict[str, tuple[Claimed, float]] = {}  # claimed, not launched: since when
+        self._asking: set[str] = set()  # of these, those whose gates are being asked again
         self._entering: set[str] = set()  # launched, not yet seen by the executor
         self._mean: float | None = None  # seconds that a body takes
         self._last: Claimed | None = None  # the job launched last: the next one may be like it
@@ -113,6 +117,21 @@ class Intake:
         self._waiting.pop(ref, None)
         self.held.pop(ref, None)
 
+    async def reconsider(self) -> None:
+        """Ask the gates again about the jobs that wait here: one may have closed."""
+        waiting = [claimed for claimed, _ in self._waiting.values()]
+        asked = [claimed for claimed in waiting if self._gates.asks(claimed.spec)]
+        self._asking = {claimed.ref for claimed in asked}
+        try:
+            passed = {claimed.ref for claimed in await self._gates.admit(asked)}
+            for ref in self._asking - passed:
+                self.drop(ref)
+        finally:
+            self._asking = set()
+        if self.stopped.is_set():
+            await self._hand_back(0)
+        self._roomier()
+
     async def run(
         self,
         launch: Callable[[Claimed], None],
@@ -128,6 +147,7 @@ class Intake:
         while not self.stopped.is_set():
             try:
                 jobs = await (self._unless_stopped(reclaim()) if failures else self._next())
+                jobs = await self._gates.admit(jobs)
                 failures = 0
                 self._take(jobs)
                 if self.held:
@@ -166,6 +186,8 @@ class Intake:
         """Launch what there is room for, first come first served."""
         behind = 0
         for ref, (claimed, _) in tuple(self._waiting.items()):
+            if ref in self._asking:
+                continue
             if self._executor.room(claimed.spec) <= len(self._entering):
                 behind += 1
                 if behind == BEHIND:
@@ -244,8 +266,10 @@ class Intake:
 
     async def _may_leave(self, idle: float) -> bool:
         if self._burst:
-            waiting, _ = await self._leases.store.sizes()
-            return not any(waiting.values())
+            done = await self._gates.all_done()
+            if not done:  # it is another worker's turn: of a claim, or of a sweep with a limit
+                await self._change(HOLD)
+            return done
         return self._linger is not None and idle >= self._linger
 
     # -- handing back --------------------------------------------------------------------------
@@ -255,8 +279,8 @@ class Intake:
         now = asyncio.get_running_loop().time()
         late = [(c, since) for c, since in self._waiting.values() if now - since >= limit]
         for claimed, _ in late:
-            if claimed.ref not in self._waiting:  # launched meanwhile
-                continue
+            if claimed.ref not in self._waiting or claimed.ref in self._asking:
+                continue  # launched meanwhile, or perhaps parked
             self.drop(claimed.ref)
             self._last = None
             self._mean = max(self._mean or 0.0, 2 * AHEAD)
@@ -265,6 +289,7 @@ class Intake:
     async def _give_back(self, claimed: Claimed) -> None:
         unused = Outcome(Ending.CRASHED, claimed.starts, 0, 0)  # nothing is lost by it
         await self._leases.give_back(claimed, unused, begun=False)
+        self._gates.left(claimed.spec)
 
 
 async def _pause(seconds: float) -> list[Claimed]:

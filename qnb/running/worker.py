@@ -25,6 +25,7 @@ from qnb.models import Ending, Failure, JobSpec, Outcome
 from qnb.registry import Registry
 from qnb.running.attempt import Attempt, lost_outcome, retry_delay
 from qnb.running.executors import Executor, SlotDied, SlotLost
+from qnb.running.gatekeeper import Gatekeeper
 from qnb.running.intake import LEAVE, Intake
 from qnb.running.newsroom import Newsroom
 from qnb.running.timers import Timers
@@ -77,8 +78,9 @@ class Worker:
         self._leases = Leases(store, f"{self.id}~{self._options.lease_ms}")
         self._timers = Timers(self._leases, registry, codec)
         self._news = Newsroom(self._leases)
+        self._gates = Gatekeeper(store)
         self._intake = Intake(
-            self._leases, executor, registry or Registry(), burst=burst, linger=linger
+            self._leases, executor, registry or Registry(), self._gates, burst=burst, linger=linger
         )
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, str] = {}  # refs of jobs to be aborted, and by whom
@@ -101,6 +103,7 @@ class Worker:
             self._started = self._clock.now_ms()
             await self._describe()
             await self._heartbeat()
+            await self._gates.look()
             async with asyncio.TaskGroup() as group:
                 work = {
                     "renew": self._every(self._lease / 3, self._renew),
@@ -109,6 +112,7 @@ class Worker:
                     "tidy": self._every(3600, self._tidy),
                     "timers": self._timers.run(),
                     "news": self._news.run(),
+                    "gates": self._gates.run(self._intake.reconsider),
                     "control": self._obey(),
                     "leaving": self._say_leaving(),
                 }
@@ -123,6 +127,7 @@ class Worker:
                     await self._marks.flush()
                     await self._ends.flush()
                     await self._release(await self._leases.unseen(()), begun=self._begun)
+                    await self._gates.flush()
                     await self._leases.leave(self.id)
             await self._leases.drop_claim()
 
@@ -164,6 +169,7 @@ class Worker:
         """After a lost connection: what was delivered on it, and never seen."""
         await self._leases.join()
         await self._heartbeat()
+        await self._gates.look()
         return await self._leases.unseen(self._intake.held.values())
 
     async def _release(self, jobs: list[Claimed], begun: Container[str] = ()) -> None:
@@ -172,6 +178,7 @@ class Worker:
         for claimed in jobs:
             lost = _lost(claimed, now, f"worker {self.id} was stopped")
             await self._leases.give_back(claimed, lost, begun=claimed.ref in begun)
+            self._gates.left(claimed.spec)
 
     # -- running -------------------------------------------------------------------------------
 
@@ -185,6 +192,7 @@ class Worker:
         self._asked.pop(claimed.ref, None)
         self._news.forget(claimed.ref)
         self._done += 1
+        self._gates.left(claimed.spec)
         self._intake.let_go(claimed)
 
     async def _attempt(self, claimed: Claimed) -> None:
@@ -200,6 +208,7 @@ class Worker:
                 outcome = self._aborted(claimed, outcome.start, "before its next attempt")
             elif answer == 0:
                 self._stale(claimed)
+        await self._patiently(partial(self._gates.failed, claimed.spec, outcome))
         if outcome.retry_in_ms is None and not await self._ends.put(
             Finished(claimed, outcome, self._news.has_log(claimed.ref))
         ):
@@ -288,6 +297,8 @@ class Worker:
         await self._news.flush([claimed.ref])
         lives = await self._patiently(lambda: self._leases.give_back(claimed, lost, begun=True))
         self._begun.discard(claimed.ref)
+        if not lives:
+            await self._patiently(partial(self._gates.failed, claimed.spec))
         if not lives and lost.failure is not None:
             attempt = Attempt(claimed.spec, claimed.attempt, claimed.starts + 1, claimed.call)
             await self._executor.report_failure(
@@ -377,6 +388,8 @@ class Worker:
         kind, said = message[:1], message[1:].decode("utf-8", "replace")
         if kind == b"w" and said.isdecimal() and len(said) < 20:
             self._timers.due_at(float(said))
+        elif kind == b"g":
+            self._gates.wake()
         elif kind == b"a" and any(c.spec.task_id == said for c in self._intake.held.values()):
             again.set()
 
@@ -384,6 +397,7 @@ class Worker:
         while True:
             await again.wait()
             again.clear()
+            self._gates.wake()  # it may have been said unheard, too
             with contextlib.suppress(BrokerError):  # the next renewal asks again
                 self._abort(await self._leases.asked(list(self._intake.held.values())))
 
@@ -418,6 +432,7 @@ class Worker:
 
     async def _tidy(self) -> None:
         await self._describe()
+        await self._gates.tidy()
         if self._blobs is not None:
             longest = UNFINISHED_TTL_MS + self._options.result_ttl_ms
             await asyncio.to_thread(self._blobs.sweep, longest / 1000)
@@ -447,8 +462,11 @@ class Worker:
             spec, *_, holder = overdue
             reason = f"worker {holder.rpartition('~')[0]} fell silent"
             lost = lost_outcome(spec, self._clock.now_ms(), reason)
-            if await self._leases.recover(overdue, lost):
+            if answer := await self._leases.recover(overdue, lost):
                 log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, reason)
+                self._gates.left(spec)
+                if answer == 2:
+                    await self._gates.failed(spec)
 
 
 def _lost(claimed: Claimed, now: int, reason: str, start: int | None = None) -> Outcome:

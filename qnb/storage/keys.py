@@ -48,7 +48,8 @@ key                  type   lifetime                     what it holds, who writ
                                                          of its points, ``t`` how many, ``j`` its
                                                          jobs, ``s`` those stored, ``k`` all points
                                                          known, ``b`` last stored at, ``z`` how it
-                                                         ended, ``h`` who holds it back. study, mark
+                                                         ended, ``h`` who holds it back, ``i`` nonce
+                                                         of its last points. study, mark
 ``points:<hex>``     list   as its sweep                 the sweep's points in signed parts
 ``digests:<hex>``    string as its sweep                 16 bytes a job: what its arguments are
 ``cache:<digest>``   string 30 d and ``result_ttl_ms``   the job that computes a content

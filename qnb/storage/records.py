@@ -41,6 +41,7 @@ __all__ = [
     "pack_report",
     "pack_spec",
     "read_int",
+    "read_time",
     "unpack_failure",
     "unpack_notices",
     "unpack_outcome",
@@ -183,7 +184,9 @@ def read_int(text: bytes | None, most: int = _MOST) -> int:
     return _whole(int(text), most=most)
 
 
-def _time(text: bytes | None) -> int | None:
+@_reading("a time")
+def read_time(text: bytes | None) -> int | None:
+    """A time of the store that a date can show, None where there is none."""
     return read_int(text, _LATEST) if text else None
 
 
@@ -389,7 +392,7 @@ def unpack_record(fields: Mapping[str, bytes | None]) -> JobRecord:
         fn_name=spec.fn_name,
         priority=spec.lane,
         status=status,
-        enqueue_time=_time(fields["t"]) or 0,
+        enqueue_time=read_time(fields["t"]) or 0,
         tries=read_int(fields["n"]),
         sweep=spec.sweep,
         index=spec.index,
@@ -405,9 +408,9 @@ def unpack_record(fields: Mapping[str, bytes | None]) -> JobRecord:
         )  # fmt: skip
     return replace(
         record,
-        scheduled_at=_time(fields["d"]),
-        expires_at=_time(fields["x"]),
-        start=_time(fields["b"]),
+        scheduled_at=read_time(fields["d"]),
+        expires_at=read_time(fields["x"]),
+        start=read_time(fields["b"]),
         worker=(fields["w"] or b"").decode("utf-8", "replace") or None,
         failure=unpack_failure(fields["f"]) if fields["f"] else None,
     )

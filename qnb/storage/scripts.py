@@ -167,12 +167,12 @@ class Scripts:
     # -- sweeps --------------------------------------------------------------------------------
 
     async def study(  # noqa: PLR0913 - the script's own arguments
-        self, name: str, prefix: str, version: int | None, ttl_ms: int,
+        self, name: str, prefix: str, version: int | None, ttl_ms: int, nonce: str,
         fields: Mapping[str, Any], points: Sequence[Bytes],
     ) -> int:  # fmt: skip
         """Create a sweep, or replace ``version`` of its points; its version, 0 if it cannot."""
         args: list[Any] = [prefix, "" if version is None else version, ttl_ms, job_hex(name)]
-        args += [len(fields), *chain.from_iterable(fields.items()), *points]
+        args += [nonce, len(fields), *chain.from_iterable(fields.items()), *points]
         reply: int = await self._run("study", [self._keys.sweeps, *self._keys.study(name)], args)
         return reply
 
@@ -206,10 +206,12 @@ class Scripts:
         reply: list[int] = await self._run("adopt", [self._keys.jobs, *jobs], args)
         return reply
 
-    async def forget(self, sweep: str, hexes: Sequence[str], keys: Sequence[str]) -> int:
-        """Remove ``keys`` of the jobs ``hexes``, and with its hex the ``sweep`` from the sweeps."""
+    async def forget(
+        self, keys: Sequence[str], *, jobs: Sequence[str] = (), sweep: str = "", prefix: str = ""
+    ) -> int:
+        """Remove ``keys``: of ``jobs`` (hexes), or of ``sweep`` (hex) while it has ``prefix``."""
         places = [self._keys.jobs, self._keys.sweeps, *keys]
-        reply: int = await self._run("forget", places, [sweep, *hexes])
+        reply: int = await self._run("forget", places, [sweep, prefix, *jobs])
         return reply
 
     # -- gates ---------------------------------------------------------------------------------

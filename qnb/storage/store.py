@@ -254,17 +254,6 @@ class Store:
         hexes = await self.server.call("ZRANGE", self.keys.jobs, 0, -1)
         return [self.keys.job_of(hex_.decode()) for hex_ in hexes if is_hex(hex_)]
 
-    async def all_records(self, *, call: bool = False, result: bool = False) -> list[JobRecord]:
-        """Every job whose record is there and can be read, in order of enqueue time."""
-        keys = await self.index()
-        readable = []
-        for key, record in zip(keys, await self._records(keys, call, result), strict=True):
-            if isinstance(record, Unreadable):
-                skipped(f"{key}: {record}; it is left out")
-            elif record is not None:
-                readable.append(record)
-        return readable
-
     async def log(self, record: JobRecord, since: int = 0) -> tuple[str, int]:
         """The output of a job's body from byte ``since`` on, and where it ends now."""
         start, text = await self.server.run(

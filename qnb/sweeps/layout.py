@@ -117,11 +117,11 @@ class Layout:
 
     def calls(self, places: Sequence[int]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """The points at ``places`` as ``(args, kwargs)``."""
-        return _runs(places, lambda *piece: self._read(*piece, Design.calls))
+        return _runs(places, lambda start, stop: self._read(start, stop, Design.calls))
 
     def digests(self, places: Sequence[int]) -> list[bytes]:
         """What the points at ``places`` are, 16 bytes each."""
-        return _runs(places, lambda *piece: self._read(*piece, point_digests))
+        return _runs(places, lambda start, stop: self._read(start, stop, point_digests))
 
     def _read(
         self, start: int, stop: int, read: Callable[[Design, int, int], list[Any]]

@@ -24,35 +24,44 @@ from qnb.wire.blame import type_name
 from qnb.wire.envelope import Buffer
 from qnb.wire.origins import installed, reference
 
-__all__ = ["call_digest", "value_digest"]
+__all__ = ["MADE_BY_CLASS", "Node", "Unknown", "Writer", "call_digest", "value_digest"]
+
+
+def _nothing(_: Any) -> None:
+    """Nothing is known of a value."""
 
 
 def value_digest(value: Any) -> bytes:
     """16 bytes that say what ``value`` is; a part that cannot be compared is an EncodingError."""
-    return _digest(value, "value")
+    return _digest(value, "value", _nothing)
 
 
-def call_digest(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def call_digest(
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    look: Callable[[Any], Node | None] = _nothing,
+) -> str:
     """Hex digits that the same call of task ``name`` always has, however its keywords are ordered.
 
-    ``f(1)`` and ``f(x=1)`` are two calls.
+    ``f(1)`` and ``f(x=1)`` are two calls. ``look`` is that of :class:`Writer`.
     """
     parts = [
         _scalar(b"s", name.encode("utf-8", "surrogatepass")),
-        *(_scalar(b"a", _digest(value, f"args[{at}]")) for at, value in enumerate(args)),
+        *(_scalar(b"a", _digest(value, f"args[{at}]", look)) for at, value in enumerate(args)),
         *(
             _scalar(b"k", word.encode("utf-8", "surrogatepass"))
-            + _digest(kwargs[word], f"kwargs[{word!r}]")
+            + _digest(kwargs[word], f"kwargs[{word!r}]", look)
             for word in sorted(kwargs)
         ),
     ]
     return blake2b(b"".join(parts), digest_size=16, person=b"qnb call 1").hexdigest()
 
 
-def _digest(value: Any, path: str) -> bytes:
+def _digest(value: Any, path: str, look: Callable[[Any], Node | None]) -> bytes:
     try:
-        written = _Writer().write(value)
-    except _Unknown as unknown:
+        written = Writer(look).write(value)
+    except Unknown as unknown:
         raise EncodingError(
             f"{path}{unknown.path} {unknown.what}. It cannot be told whether two of them are the "
             "same: pass plain values, arrays, frames or instances of installed classes, or name "
@@ -63,8 +72,8 @@ def _digest(value: Any, path: str) -> bytes:
     return blake2b(written, digest_size=16, person=b"qnb value 1").digest()
 
 
-class _Unknown(Exception):
-    """A part without content to compare, and the way to it."""
+class Unknown(Exception):
+    """A part without content to compare: ``what`` says why, ``path`` leads to it."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -105,7 +114,7 @@ _SCALARS: dict[type, Callable[[Any], bytes]] = {
 
 
 @dataclasses.dataclass(slots=True)
-class _Node:
+class Node:
     """A value taken apart: what it is, and the values that make up its content."""
 
     kind: str
@@ -115,16 +124,21 @@ class _Node:
     ordered: bool = True
 
 
-class _Writer:
-    """Writes values with their types. A container is written as the digest of its parts."""
+class Writer:
+    """Writes values with their types. A container is written as the digest of its parts.
 
-    def __init__(self) -> None:
+    ``look`` is asked first what a value is, and says None for those that it does not know.
+    """
+
+    def __init__(self, look: Callable[[Any], Node | None] = _nothing) -> None:
+        self._look = look
         # The values are kept with what was written, so that their ids stay their own.
         self._written: dict[int, tuple[Any, bytes]] = {}
         self._open: dict[int, int] = {}  # what we are inside of, and how deep
         self._returns = 0  # how often a value led back to one that we were inside of
 
     def write(self, value: Any) -> bytes:
+        """What ``value`` is, as bytes; :class:`Unknown` where that cannot be told."""
         scalar = _SCALARS.get(type(value))
         if scalar is not None:
             return scalar(value)
@@ -136,18 +150,18 @@ class _Writer:
             return b"r" + _LENGTH(self._open[this])
         returns = self._returns
         self._open[this] = len(self._open)
-        written = self._node(_take_apart(value))
+        written = self._node(_take_apart(value, self._look))
         del self._open[this]
         if returns == self._returns:  # otherwise it is written so only in this place
             self._written[this] = value, written
         return written
 
-    def _node(self, node: _Node) -> bytes:
+    def _node(self, node: Node) -> bytes:
         parts = []
         for at, part in enumerate(node.parts):
             try:
                 parts.append(self.write(part))
-            except _Unknown as unknown:
+            except Unknown as unknown:
                 with suppress(Exception):  # a key's own repr may be what fails
                     unknown.path = node.where(at) + unknown.path
                 raise
@@ -159,37 +173,37 @@ class _Writer:
         return b"c" + digest.digest()
 
 
-def _take_apart(value: Any) -> _Node:
+def _take_apart(value: Any, look: Callable[[Any], Node | None]) -> Node:
     try:
-        node = _of_builtin(value) or _of_package(value) or _of_class(value)
+        node = look(value) or _of_builtin(value) or _of_package(value) or _of_class(value)
         return node if node is not None else _reduced(value)
-    except (_Unknown, RecursionError):
+    except (Unknown, RecursionError):
         raise
     except Exception as error:  # noqa: BLE001 - a user's class, or a package's, may raise anything
-        raise _Unknown(f"is of type {type_name(value)}: {type(error).__name__}: {error}") from None
+        raise Unknown(f"is of type {type_name(value)}: {type(error).__name__}: {error}") from None
 
 
-def _of_builtin(value: Any) -> _Node | None:
+def _of_builtin(value: Any) -> Node | None:
     kind = type(value)
     if kind in (list, tuple):
-        return _Node(kind.__name__, value)
+        return Node(kind.__name__, value)
     if kind is dict:
         flat = _flat(value)
-        return _Node("dict", flat, lambda at: f"[{flat[at - at % 2]!r}]")
+        return Node("dict", flat, lambda at: f"[{flat[at - at % 2]!r}]")
     if kind in (set, frozenset):
-        return _Node(kind.__name__, list(value), lambda _: "", ordered=False)
+        return Node(kind.__name__, list(value), lambda _: "", ordered=False)
     if kind is bytearray:
-        return _Node("bytearray", raw=value)
+        return Node("bytearray", raw=value)
     if isinstance(value, type | FunctionType | BuiltinFunctionType) and (found := reference(value)):
-        return _Node("name", (found,))
+        return Node("name", (found,))
     if isinstance(value, type | FunctionType):
         name = f"{value.__module__}.{value.__qualname__}"
         what = "class" if isinstance(value, type) else "function"
-        raise _Unknown(f"has the {what} {name!r}, which no installed package has")
+        raise Unknown(f"has the {what} {name!r}, which no installed package has")
     return None
 
 
-def _of_package(value: Any) -> _Node | None:
+def _of_package(value: Any) -> Node | None:
     kind = type(value)
     package = kind.__module__.partition(".")[0]
     if package == "numpy" and "numpy" in sys.modules:
@@ -197,16 +211,16 @@ def _of_package(value: Any) -> _Node | None:
     if package == "pandas":
         return _of_pandas(value)
     if package == "pathlib" and isinstance(value, PurePath):
-        return _Node("path", (kind.__name__, str(value)))
+        return Node("path", (kind.__name__, str(value)))
     return None
 
 
-def _of_class(value: Any) -> _Node | None:
+def _of_class(value: Any) -> Node | None:
     kind = type(value)
     if isinstance(value, Enum):
-        return _Node("enum", (kind, value.name, value.value), lambda _: "")
+        return Node("enum", (kind, value.name, value.value), lambda _: "")
     if isinstance(value, tuple) and hasattr(kind, "_fields") and not getattr(value, "__dict__", 0):
-        return _Node(
+        return Node(
             "namedtuple",
             (kind, kind._fields, *value),
             lambda at: f".{kind._fields[at - 2]}" if at > 1 else "",
@@ -214,7 +228,7 @@ def _of_class(value: Any) -> _Node | None:
     if dataclasses.is_dataclass(value) and _is_all_fields(kind):
         state = {field.name: getattr(value, field.name, ...) for field in dataclasses.fields(value)}
         flat = [kind, *_flat(state | getattr(value, "__dict__", {}))]
-        return _Node("dataclass", flat, lambda at: f".{flat[at - 1]}" if at else "")
+        return Node("dataclass", flat, lambda at: f".{flat[at - 1]}" if at else "")
     return None
 
 
@@ -223,7 +237,7 @@ def _is_all_fields(kind: type) -> bool:
     known = {"__dict__", "__weakref__", *(field.name for field in dataclasses.fields(kind))}
     for base in kind.__mro__[:-1]:
         own = vars(base).get("__reduce__")
-        if not base.__flags__ & _MADE_BY_CLASS or isinstance(own, MethodDescriptorType):
+        if not base.__flags__ & MADE_BY_CLASS or isinstance(own, MethodDescriptorType):
             return False  # a list, an exception, a deque, ...: content that no field shows
         slots = vars(base).get("__slots__", ())
         if not known.issuperset([slots] if isinstance(slots, str) else slots):
@@ -232,10 +246,10 @@ def _is_all_fields(kind: type) -> bool:
 
 
 #: the flag of types that a class statement has made
-_MADE_BY_CLASS = 1 << 9
+MADE_BY_CLASS = 1 << 9
 
 
-def _reduced(value: Any) -> _Node:
+def _reduced(value: Any) -> Node:
     """What a pickle would hold of ``value``."""
     kind = type(value)
     try:
@@ -243,21 +257,21 @@ def _reduced(value: Any) -> _Node:
         reduced: Any = reducer(value) if reducer else value.__reduce_ex__(5)
     except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
         if kind.__name__ == "PickleBuffer":
-            return _Node("bytes", raw=memoryview(value).cast("B"))
+            return Node("bytes", raw=memoryview(value).cast("B"))
         why = str(error) or type(error).__name__
-        raise _Unknown(f"is of type {type_name(value)}: {why}") from None
+        raise Unknown(f"is of type {type_name(value)}: {why}") from None
     if isinstance(reduced, str):
         module = getattr(value, "__module__", None) or kind.__module__
         if not installed(module) or getattr(sys.modules.get(module), reduced, None) is not value:
-            raise _Unknown(f"is of type {type_name(value)}, and its name leads nowhere")
-        return _Node("name", (f"{module}:{reduced}",))
+            raise Unknown(f"is of type {type_name(value)}, and its name leads nowhere")
+        return Node("name", (f"{module}:{reduced}",))
     made, args, state, items, pairs = [*reduced, None, None, None][:5]
     if isinstance(value, set | frozenset) and [type(arg) for arg in args] == [list]:
         args = (frozenset(args[0]),)  # it lists them in no order
     head = [made, *args, list(items or ()), list(pairs or ())]
     if type(state) is not dict:
-        return _Node(f"object of {len(args)}", (*head, state), lambda _: "")
-    return _Node(
+        return Node(f"object of {len(args)}", (*head, state), lambda _: "")
+    return Node(
         f"object of {len(args)} with attributes",
         (*head, *(flat := _flat(state))),
         lambda at: f".{flat[at - len(head) - 1]}" if at >= len(head) else "",
@@ -271,14 +285,14 @@ def _flat(pairs: Mapping[Any, Any]) -> list[Any]:
 # --- arrays and frames, without importing what makes them --------------------------------------
 
 
-def _of_numpy(value: Any, numpy: Any) -> _Node | None:
+def _of_numpy(value: Any, numpy: Any) -> Node | None:
     if isinstance(value, numpy.generic):
         dtype = value.dtype
         if dtype.kind == "O":
             return None
         if dtype.names is not None:
             return _of_numpy(numpy.asarray(value), numpy)
-        return _Node("numpy scalar", (_dtype(dtype),), raw=_scalar_bytes(value))
+        return Node("numpy scalar", (_dtype(dtype),), raw=_scalar_bytes(value))
     if type(value) not in (numpy.ndarray, numpy.recarray):
         return None
     dtype = value.dtype
@@ -286,14 +300,14 @@ def _of_numpy(value: Any, numpy: Any) -> _Node | None:
     if dtype.names is not None:  # field by field: there may be padding between them
         kind = f"structured {type(value).__name__}"
         fields = [numpy.asarray(value[name]) for name in dtype.names]
-        return _Node(kind, (*about, *fields), lambda at: f"[{dtype.names[at - 2]!r}]")
+        return Node(kind, (*about, *fields), lambda at: f"[{dtype.names[at - 2]!r}]")
     if dtype.hasobject or dtype.kind == "T":
-        return _Node("array", (*about, value.ravel().tolist()))
+        return Node("array", (*about, value.ravel().tolist()))
     if dtype.char in _PADDED:
-        return _Node("array", (*about, [repr(number) for number in value.ravel()]))
+        return Node("array", (*about, [repr(number) for number in value.ravel()]))
     flat = numpy.ascontiguousarray(value).reshape(-1)
     raw = memoryview(flat.view(numpy.uint8)) if flat.nbytes else b""
-    return _Node("array", about, raw=raw)
+    return Node("array", about, raw=raw)
 
 
 #: types whose numbers have bytes that mean nothing: longdouble and its complex
@@ -320,25 +334,25 @@ def _field(dtype: Any, offset: int, *title: Any) -> tuple[Any, ...]:
     return (_dtype(base), shape, offset, *title)
 
 
-def _of_pandas(value: Any) -> _Node | None:
+def _of_pandas(value: Any) -> Node | None:
     kind = type(value).__name__
     if kind == "DataFrame":
         columns = [_column(value.iloc[:, at].array) for at in range(value.shape[1])]
-        return _Node(
+        return Node(
             "frame",
             (value.index, value.columns, value.attrs, *columns),
             lambda at: f"[{value.columns[at - 3]!r}]" if at > 2 else (".index", ".columns", "")[at],
         )
     if kind == "Series":
-        return _Node("series", (value.index, value.name, value.attrs, _column(value.array)))
+        return Node("series", (value.index, value.name, value.attrs, _column(value.array)))
     if kind == "MultiIndex":
         levels = [_column(value.get_level_values(at).array) for at in range(value.nlevels)]
-        return _Node("index", (kind, list(value.names), *levels))
+        return Node("index", (kind, list(value.names), *levels))
     if kind.endswith("Index"):
         about = (kind, list(value.names), getattr(value, "freqstr", None))
-        return _Node("index", (*about, _column(value.array)))
+        return Node("index", (*about, _column(value.array)))
     if kind.endswith("Array") or kind == "Categorical":
-        return _Node("column", _column(value))
+        return Node("column", _column(value))
     return None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
 from qnb.models import Ending, JobSpec, JobState
+from qnb.storage.gates import Gate
 from qnb.storage.keys import job_hex
 from qnb.storage.records import MAX_LOST_STARTS, Claimed
 
@@ -19,6 +21,7 @@ class Place(Enum):
     BACK = "was handed back to its lane"
     DELAYED = "waits for its time"
     HELD = "a worker holds it"
+    PARKED = "its sweep's gate holds it back"
     ENDED = "has an outcome"
 
 
@@ -46,6 +49,8 @@ class Run:
     holder: str = ""
     running: bool = False
     asked: bool = False  #: to be aborted
+    seat: int = 0  #: another one after each move: what a place in its sweep is taken by
+    rank: tuple[bool, list[int]] = (False, [])  #: among those that are parked
     logged: int = 0  #: bytes
     ending: Ending | None = None
 
@@ -74,6 +79,10 @@ class Model:
             (lane, place): [] for lane in LANES for place in (Place.BACK, Place.LANE)
         }
     )
+
+    gates: dict[str, Gate] = field(default_factory=dict)
+    places: dict[str, dict[str, int]] = field(default_factory=dict)  #: sweep → job → its seat
+    seats: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def holds(self, claimed: Claimed) -> Run | None:
         """The run that ``claimed`` is the current attempt of, None if it is stale."""
@@ -110,6 +119,58 @@ class Model:
         self.end(run, Ending.ABORTED)
         return 1
 
+    # -- gates ---------------------------------------------------------------------------------
+
+    def set_gate(self, sweep: str, gate: Gate) -> None:
+        self.gates[sweep] = gate
+        if gate.limit is None:
+            self.places.pop(sweep, None)
+
+    def parked(self, sweep: str, lane: str) -> list[Run]:
+        """Who is parked there, the next one first."""
+        runs = [run for run in self.at(Place.PARKED) if run.spec.lane == lane]
+        return sorted((r for r in runs if r.spec.channel == sweep), key=lambda run: run.rank)
+
+    def admit(self, claimed: Claimed) -> bool:
+        """Whether a claimed job may start; if not, it is parked."""
+        run = self.holds(claimed)
+        if run is None or run.asked or run.running:
+            return run is not None
+        id_, sweep = run.spec.task_id, run.spec.channel
+        gate, places = self.gates.get(sweep, Gate()), self.places.setdefault(sweep, {})
+        has, most = places.get(id_) == run.seat, gate.limit
+        room = most is None or len(places) < most + has
+        in_turn = has or claimed.back or not self.parked(sweep, run.spec.lane)
+        if gate.state == "open" and room and in_turn:
+            if most is not None:
+                places[id_] = run.seat
+            return True
+        if has:
+            del places[id_]
+        self._again(run)
+        run.rank = (not claimed.back, [int(part) for part in claimed.entry.split("-")])
+        run.place, run.seat = Place.PARKED, next(self.seats)
+        return False
+
+    def release(self, sweep: str, lane: str) -> None:
+        """Places that are taken no more are free; who is next goes on, or ends."""
+        gate, waiting = self.gates.get(sweep, Gate()), self.parked(sweep, lane)
+        if gate.state == "stopped" and waiting:
+            for run in waiting:
+                self.end(run, Ending.ABORTED)
+            return
+        places = {
+            id_: seat for id_, seat in self.places.get(sweep, {}).items()
+            if self.jobs[id_].seat == seat
+        }  # fmt: skip
+        self.places[sweep] = places
+        for run in waiting if gate.state == "open" else []:
+            if gate.limit is not None and len(places) >= gate.limit:
+                break
+            self._wait(run, Place.BACK)
+            if gate.limit is not None:
+                places[run.spec.task_id] = run.seat
+
     # -- workers -------------------------------------------------------------------------------
 
     def next(self, count: int) -> list[str]:
@@ -129,6 +190,7 @@ class Model:
     def end(self, run: Run, ending: Ending) -> None:
         self._leave(run)
         run.place, run.held, run.ending = Place.ENDED, None, ending
+        run.seat = next(self.seats)
 
     def retry(self, run: Run, due: Time) -> int:
         if run.asked:
@@ -140,7 +202,7 @@ class Model:
         if due is Time.NEVER:
             self._wait(run, Place.LANE)
         else:
-            run.place = Place.DELAYED
+            run.place, run.seat = Place.DELAYED, next(self.seats)
         return 1
 
     def recover(self, run: Run, *, begun: bool) -> int:
@@ -178,7 +240,7 @@ class Model:
         run.attempt, run.held, run.running = run.attempt + 1, None, False
 
     def _wait(self, run: Run, place: Place) -> None:
-        run.place = place
+        run.place, run.seat = place, next(self.seats)
         self.waiting[run.spec.lane, place].append(run.spec.task_id)
 
     def _leave(self, run: Run) -> None:

@@ -54,6 +54,46 @@ async def test_a_finished_id_runs_afresh_but_not_for_a_repeated_send(desk: Desk)
     assert (record.status, record.outcome, record.call) == ("queued", None, b"second")
 
 
+async def test_what_is_complete_is_left_alone_where_that_is_asked_for(desk: Desk) -> None:
+    assert await desk.finish(await desk.held(call("done")))
+    await desk.start(await desk.held(call("running")))
+    await desk.put(call("waiting"))
+    before = [await desk.raw("HGETALL", desk.keys.job(id_)) for id_ in ("done", "waiting")]
+    rest = [call(id_, payload=b"other") for id_ in ("done", "waiting", "running", "new", "new")]
+    times = await desk.store.enqueue(rest, fresh=False)
+    assert [bool(time) for time in times] == [False, False, False, True, False]
+    after = [await desk.raw("HGETALL", desk.keys.job(id_)) for id_ in ("done", "waiting")]
+    assert after == before
+    assert [await desk.status(id_) for id_ in ("running", "new")] == ["running", "queued"]
+    assert await desk.store.enqueue(rest, fresh=False) == [0] * 5  # the reply was lost
+    assert await desk.store.queue_size() == 2
+
+
+async def test_whoever_goes_on_with_a_sweep_stores_only_what_is_not_there(desk: Desk) -> None:
+    calls = [call(f"scan-1.{number}") for number in range(1_100)]
+    await desk.put(*calls[:700])
+    for claimed in await desk.claim(count=5):
+        assert await desk.finish(claimed)
+    times = await desk.store.enqueue([call(one.spec.task_id) for one in calls], fresh=False)
+    assert [bool(time) for time in times] == [False] * 700 + [True] * 400
+    assert await desk.store.queue_size() == 1_095
+
+
+@pytest.mark.parametrize("forged", ["soon", "nan", "-7", "1e30", "9" * 30, ""])
+async def test_what_a_stranger_wrote_as_a_number_does_not_stop_the_others(
+    desk: Desk, forged: str
+) -> None:
+    assert await desk.finish(await desk.held(call("x")))
+    await desk.raw("HSET", desk.keys.job("x"), "t", forged, "a", forged)
+    before = await desk.now_ms()
+    times = await desk.store.enqueue([call(), call("x"), call()])
+    assert all(before <= time <= before + 60_000 for time in times)
+    held = await desk.claim(count=3)
+    assert [claimed.attempt for claimed in held] == [1, 1, 1]
+    for claimed in held:
+        assert await desk.finish(claimed)
+
+
 async def test_a_fresh_run_is_later_than_the_run_before_it_however_fast(desk: Desk) -> None:
     await desk.finish(await desk.held(call("x")))
     ahead = 2 * await desk.now_ms()

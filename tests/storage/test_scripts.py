@@ -20,8 +20,11 @@ from qnb.errors import BrokerError
 from qnb.models import JobSpec, Policy, Report
 from qnb.registry import Cron
 from qnb.storage import scripts, server
+from qnb.storage.gates import Gates
 from qnb.storage.keys import job_hex
-from tests.storage.desk import LATER, LOST, Desk, call, opened, overdue
+from qnb.storage.records import pack_spec
+from qnb.storage.studies import Studies, Study
+from tests.storage.desk import DONE, LATER, LOST, Desk, call, opened, overdue
 
 SCRIPTS = sorted(path.stem for path in (Path(scripts.__file__).parent / "lua").glob("*.lua"))
 
@@ -64,7 +67,41 @@ async def _life(desk: Desk) -> None:
     await desk.store.put_function("ab", b"code")
     assert await desk.store.function("ab") == b"code"
     assert await worker.sweep_index() == 0
+    gates = Gates(desk.store)
+    await gates.set("s", limit=1)
+    await desk.put(call(channel="s"))
+    queued = await desk.claim(count=2)
+    assert await gates.admit(queued) == (queued, [])
+    await gates.release(job_hex("s"), "default")
+    await gates.set("s", state="paused")
+    assert await gates.admit(queued[1:]) == ([], [])
+    assert await gates.closed(["default"]) == ({job_hex("s")}, {"default": 1})
+    assert [sweep async for sweep in gates.parked("default")] == [job_hex("s")]
+    assert await gates.startable() == 0
+    await gates.tidy()
+    await _sweep(Studies(desk.store))
     await worker.leave("w")
+
+
+async def _sweep(studies: Studies) -> None:
+    """The life of a sweep of one job, which is complete from the start."""
+    study = await studies.create(Study("s", "s-1", "f", "default", b"", jobs=1), [b"one"])
+    assert study
+    spec = JobSpec(study.id(0), "f", "default", channel="s-1", content="ab", code="cd")
+    assert all(await studies.adopt("s-1", [(spec, b"call", DONE)]))
+    await studies.computes({"ab": study.id(0)})
+    assert await studies.computing(["ab"]) == [study.id(0)]
+    assert await studies.tally([study.id(0)]) == [(2, 10, 20)]
+    job, pick = studies.store.keys.job(study.id(0)), studies.store.server.scripts.pick
+    assert await pick([job], "f", "", "c", ["n"], ["p"], 9) == [
+        [pack_spec(spec), b"c", b"0", b"call"]
+    ]
+    assert await studies.mark(study, stored=1, digests=(0, b"d" * 16), points=[b"two"])
+    assert await studies.points("s") == [b"one", b"two"]
+    assert await studies.digests("s") == b"d" * 16
+    assert len(await studies.all()) == 1
+    assert await studies.forget(study) == 1
+    assert await studies.all() == []
 
 
 @pytest.mark.parametrize("flushed", [False, True])
@@ -94,8 +131,10 @@ async def test_a_server_that_forgets_them_at_any_moment_is_no_matter(
 COMMANDS = [
     "ping", "hello", "auth", "client|setinfo", "select", "time", "multi", "exec",
     "get", "set", "del", "exists", "pexpire", "pttl",
-    "hset", "hget", "hmget", "hdel", "hincrby", "rpush", "lpop", "lrange",
-    "zadd", "zrem", "zrange", "zrangebyscore", "zremrangebyscore", "zscore", "zcard",
+    "hset", "hget", "hmget", "hgetall", "hkeys", "hlen", "hstrlen", "hdel", "hincrby",
+    "getrange", "setrange", "rpush", "lpop", "lrange", "lindex",
+    "zadd", "zrem", "zrange", "zrevrange", "zrangebyscore", "zrangebylex", "zlexcount",
+    "zremrangebyscore", "zscore", "zcard",
     "xadd", "xreadgroup", "xrange", "xack", "xdel", "xclaim", "xpending", "xlen",
     "xgroup|create", "xgroup|delconsumer", "xinfo|groups",
     "eval", "evalsha", "subscribe", "unsubscribe", "publish",

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
 
 from qnb.models import Ending, JobSpec, Policy, Report
 from qnb.registry import Cron
+from qnb.storage.gates import Gate, Gates
 from qnb.storage.keys import GROUP, job_hex
 from qnb.storage.records import Call, Claimed, Finished
 from tests.conftest import leaks
@@ -33,9 +35,14 @@ T = TypeVar("T")
 #: milliseconds that make a time what the model says of it
 WHEN = {Time.NEVER: 0, Time.COME: 1, Time.AHEAD: LATER}
 
-ids = st.sampled_from(["a", "b", "c"])
+#: whose sweep has a gate at times, and who has none
+SWEEPS = {"a": "scan", "b": "scan", "c": "scan", "d": ""}
+
+ids = st.sampled_from(list(SWEEPS))
 lanes = st.sampled_from(LANES)
 times = st.sampled_from(list(Time))
+states = st.sampled_from(["open", "open", "paused", "stopped"])
+limits = st.sampled_from([1, 2, None])
 workers = st.sampled_from(["w1", "w2", "w3"])
 endings = st.sampled_from([Ending.DONE, Ending.FAILED])
 
@@ -68,6 +75,7 @@ class Queue(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.opened = opened(url, self.queue, LANES[::-1])
         self.desk: Desk = self.do(self.opened.__aenter__())
+        self.gates = Gates(self.desk.store)
         self.model = Model()
         self.read: dict[str, Any] = {}  # outcomes as they were first read
         self.numbers = itertools.count(1)
@@ -87,7 +95,8 @@ class Queue(RuleBasedStateMachine):
 
     @rule(id_=ids, lane=lanes, due=times, expiry=times)
     def enqueue(self, id_: str, lane: str, due: Time, expiry: Time) -> None:
-        self.calls.append(call(id_, lane, delay_ms=WHEN[due], expire_ms=WHEN[expiry]))
+        when = {"delay_ms": WHEN[due], "expire_ms": WHEN[expiry]}
+        self.calls.append(call(id_, lane, channel=SWEEPS[id_], **when))
         self._send(self.calls[-1])
 
     @rule(some=st.lists(ids, min_size=1, max_size=3), lane=lanes, expiry=times)
@@ -115,7 +124,8 @@ class Queue(RuleBasedStateMachine):
     @rule(id_=ids, lane=lanes)
     def rerun(self, id_: str, lane: str) -> None:
         run = self.model.jobs.get(id_)
-        spec = replace(call(id_, lane).spec, nonce=f"rerun {next(self.numbers)}")
+        spec = call(id_, lane, channel=SWEEPS[id_]).spec
+        spec = replace(spec, nonce=f"rerun {next(self.numbers)}")
         again = run is not None and run.place is Place.ENDED
         assert bool(self.do(self.desk.store.rerun(spec, b"call"))) is again
         if again:
@@ -127,10 +137,41 @@ class Queue(RuleBasedStateMachine):
     def abort(self, id_: str) -> None:
         assert self.do(self.desk.abort(id_)) == self.model.abort(id_)
 
+    @rule(some=st.lists(ids, min_size=1, max_size=4, unique=True))
+    def cancel(self, some: list[str]) -> None:
+        answers = [self.model.abort(id_) for id_ in some]
+        ended = (answers.count(1), answers.count(2))
+        assert self.do(self.gates.cancel(some, "me")) == ended
+
+    # -- gates ---------------------------------------------------------------------------------
+
+    @initialize(limit=limits)
+    def begin_with_a_gate(self, limit: int | None) -> None:
+        self.set_gate("open", limit)
+
+    @rule(state=states, limit=limits)
+    def set_gate(self, state: Any, limit: int | None) -> None:
+        before = self.model.gates.get("scan", Gate())
+        self.do(self.gates.set("scan", state=state, limit=limit))
+        if (state, before.state) != ("stopped", "stopped"):
+            self.model.set_gate("scan", Gate(state, limit))
+        assert self.do(self.gates.get("scan")) == self.model.gates.get("scan", Gate())
+
+    @some_claims
+    @rule(claimed=claims)
+    def ask(self, claimed: Claimed) -> None:
+        passes = self.model.admit(claimed)
+        assert self.do(self.gates.admit([claimed]))[0] == ([claimed] if passes else [])
+
+    @rule(lane=lanes)
+    def release(self, lane: str) -> None:
+        self.do(self.gates.release(job_hex("scan"), lane))
+        self.model.release("scan", lane)
+
     # -- workers -------------------------------------------------------------------------------
 
-    @rule(worker=workers, count=st.integers(1, 3), begin=st.booleans())
-    def claim(self, worker: str, count: int, begin: bool) -> None:
+    @rule(worker=workers, count=st.integers(1, 3), asks=st.booleans(), begins=st.booleans())
+    def claim(self, worker: str, count: int, asks: bool, begins: bool) -> None:
         expected = self.model.next(count)
         got = self.do(self.desk.claim(worker, count))
         assert [claimed.spec.task_id for claimed in got] == expected
@@ -142,9 +183,12 @@ class Queue(RuleBasedStateMachine):
             known = (claimed.attempt, claimed.starts, claimed.lost)
             assert known == (run.attempt, run.starts, run.lost)
             self.model.claim(claimed, worker)
-            if begin:
-                self.start(claimed, worker)
         self.claims += got
+        for claimed in got:
+            if asks:
+                self.ask(claimed)
+            if begins and self.model.holds(claimed):
+                self.start(claimed, worker)
 
     @some_claims
     @rule(claimed=claims, worker=workers)
@@ -280,6 +324,12 @@ class Queue(RuleBasedStateMachine):
         waiting = dict.fromkeys(LANES, 0)
         for (lane, _), line in self.model.waiting.items():
             waiting[lane] += len(line)
+        for lane in LANES:
+            aside = [run for sweep in {*SWEEPS.values()} for run in self.model.parked(sweep, lane)]
+            waiting[lane] += len(aside)
+            [parked] = self._all([("ZRANGE", keys.parked(lane), 0, -1)])
+            order = [member[-32:].decode() for member in parked]
+            assert order == [job_hex(run.spec.task_id) for run in aside]
         assert self.do(self.desk.store.sizes()) == (waiting, len(delayed))
 
     def _all(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
@@ -314,6 +364,9 @@ class Queue(RuleBasedStateMachine):
             assert run.held is not None
             await desk.worker("last").recover(overdue(run.held), LOST)
         await desk.worker("last").tick()
+        await self.gates.set("scan")
+        for lane in LANES:
+            await self.gates.release(job_hex("scan"), lane)
         while held := await desk.claim("last", 10):
             ends = [Finished(claimed, DONE) for claimed in held]
             assert await desk.worker("last").finish(ends) == [True] * len(held)
