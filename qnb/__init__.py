@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from qnb import display
 
 if TYPE_CHECKING:
+    from qnb.adapters.joblib import register_joblib
     from qnb.analysis.values import LazyValue
     from qnb.app import App
     from qnb.errors import (
         ArgumentError,
         BrokerError,
+        CodeChanged,
         EncodingError,
         EnvironmentMismatch,
         InvalidName,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         SignatureError,
         StoreFull,
         UnknownLane,
+        UnknownSweep,
         UnknownTask,
         UnsafeStore,
         WorkerCrashed,
@@ -85,6 +88,7 @@ _HOMES = {
     "grid": "qnb.sweeps.designs",
     "points": "qnb.sweeps.spaces",
     "progress": "qnb.running.progress",
+    "register_joblib": "qnb.adapters.joblib",
     "report": "qnb.running.progress",
     "rows": "qnb.sweeps.spaces",
     "sample": "qnb.sweeps.sampling",
@@ -137,6 +141,7 @@ __all__ = [
     "grid",
     "points",
     "progress",
+    "register_joblib",
     "report",
     "rows",
     "sample",

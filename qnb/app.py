@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -12,6 +11,7 @@ from qnb import bridge
 from qnb.client import Client
 from qnb.display import Displayed
 from qnb.errors import InvalidOption, QnbError
+from qnb.inline import InlineRun
 from qnb.job import Job
 from qnb.models import ErrorContext, JobState, TaskInfo, TaskResult
 from qnb.options import AppOptions, FrameOptions, TaskOptions, check_takes, check_task_id, hint
@@ -24,8 +24,10 @@ from qnb.sweeps.sweep import Sweep
 from qnb.task import PreparedCall, Task
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from qnb.adapters.futures import QueueExecutor
     from qnb.analysis.frames import DataFrame
-    from qnb.running.worker import Worker
 
 __all__ = ["App"]
 
@@ -67,7 +69,7 @@ class App(Displayed):
         self.registry = registry
         self._client = client
         self.burst = False
-        self._run: _Run | None = None
+        self._run: InlineRun | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self._client,)
@@ -363,6 +365,26 @@ class App(Displayed):
 
         return tables.workers_frame(bridge.run(read()))
 
+    # -- other libraries -----------------------------------------------------------------------
+
+    def executor(self, **options: Any) -> QueueExecutor:
+        """A ``concurrent.futures.Executor`` whose calls run on the workers of this queue.
+
+        ``options`` are those of a task: ``priority max_retries timeout ...``. Any callable will do.
+        """
+        from qnb.adapters.futures import QueueExecutor
+
+        return QueueExecutor(self._client, **options)
+
+    def joblib(self, n_jobs: int = -1, **options: Any) -> AbstractContextManager[None]:
+        """Have joblib, and with it scikit-learn, run on the queue: ``with app.joblib(): ...``.
+
+        ``n_jobs=-1`` is as many as there are worker slots; ``options`` are those of a task.
+        """
+        from qnb.adapters.joblib import on_queue
+
+        return on_queue(self.executor(**options), n_jobs)
+
     # -- workers -------------------------------------------------------------------------------
 
     def start_workers(
@@ -393,28 +415,15 @@ class App(Displayed):
         """
         if self._run is not None and self._run.loop is not None:
             raise QnbError(f"{self!r} runs already; start another App for another worker")
-        self._run = run = _Run()  # now, so that a stop() before the loop's next turn is heard
+        # now, so that a stop() before the loop's next turn is heard
+        self._run = run = InlineRun(self._client, burst=self.burst)
         return self._serve(run)
 
-    async def _serve(self, run: _Run) -> None:
-        from qnb.running.serve import inline_worker
-        from qnb.storage.store import Store
-
+    async def _serve(self, run: InlineRun) -> None:
         if self._run is not run:
             raise QnbError(f"{self!r} was started twice; start another App for another worker")
-        run.loop = loop = asyncio.get_running_loop()
         try:
-            url = await loop.run_in_executor(None, lambda: self._client.url)
-            store = Store(url, self._client.options)
-            try:
-                run.worker = inline_worker(
-                    store, self.registry, self._client.codec, url, self.burst
-                )
-                if run.stopped:
-                    run.worker.stop()
-                await run.worker.run()
-            finally:
-                await store.close()
+            await run.serve()
         finally:
             self._run = None
 
@@ -429,24 +438,6 @@ class App(Displayed):
     def close(self) -> None:
         """Close the connections of blocking calls and live views. Jobs and workers go on."""
         bridge.run(self._client.close())
-
-
-class _Run:
-    """One :meth:`App.run`, from its call to its end."""
-
-    def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.worker: Worker | None = None
-        self.stopped = False
-
-    def stop(self) -> None:
-        self.stopped = True  # first: the worker may be made at this very moment
-        if self.loop is not None:
-            self.loop.call_soon_threadsafe(self._end)
-
-    def _end(self) -> None:
-        if self.worker is not None:
-            self.worker.stop()
 
 
 def _is_same(client: Client, other: Client) -> bool:

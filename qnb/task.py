@@ -299,10 +299,10 @@ class Task(Generic[P, R]):
         return replace(policy, isolation=policy.isolation or self._client.options.isolation)
 
     def _unique_id(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        from qnb.wire.fingerprint import call_digest
+        from qnb.wire.codewalk import content_of
 
         name = self.name.encode()[:200].decode(errors="ignore")  # an id has at most 256 bytes
-        return f"{name}#{call_digest(self.name, args, kwargs)}"
+        return f"{name}#{content_of(args, kwargs)}"
 
     async def _compare(self, *, by_value: bool) -> list[str]:
         if self.fn is None:

@@ -31,7 +31,7 @@ except ImportError as missing:
         "pip install 'qnb[plot]'"
     ) from missing
 
-__all__ = ["KINDS", "Kind", "plot"]
+__all__ = ["KINDS", "Axes", "Kind", "plot"]
 
 Kind = Literal["timeline", "hist", "scatter"]
 Floats: TypeAlias = NDArray[np.float64]
@@ -49,9 +49,14 @@ _TONES: Final = {
 _APART: Final = 30  # jobs in a row that are parted by an outline
 _NAMED: Final = 30  # worker processes that fit beside an axis
 _GROUPS: Final = 8  # colours that can be told apart
+#: units of time, each with its length and from which length on it is used, in seconds
 _UNITS: Final = {
-    "milliseconds": 1e-3, "seconds": 1.0, "minutes": 60.0, "hours": 3600.0, "days": 86400.0
-}  # fmt: skip
+    "milliseconds": (1e-3, 0.0),
+    "seconds": (1.0, 1.0),
+    "minutes": (60.0, 120.0),
+    "hours": (3600.0, 7200.0),
+    "days": (86400.0, 172_800.0),
+}
 #: where a logarithmic axis of durations has its marks, in seconds
 _MARKS: Final = {
     "1 ms": 1e-3, "10 ms": 1e-2, "100 ms": 0.1, "1 s": 1.0, "10 s": 10.0, "1 min": 60.0,
@@ -145,8 +150,7 @@ def _seconds(column: Any) -> Floats:
 
 def _unit(longest: float) -> tuple[float, str]:
     """The unit in which ``longest`` seconds are read most easily: its length and name."""
-    fitting = [(size, name) for name, size in _UNITS.items() if size <= longest / 2]
-    return fitting[-1] if fitting else (1e-3, "milliseconds")
+    return [(size, name) for name, (size, least) in _UNITS.items() if least <= longest][-1]
 
 
 def _blank(ax: Axes, why: str) -> None:
@@ -192,11 +196,10 @@ def _timeline(ax: Axes, jobs: _Jobs, chosen: Chosen) -> None:
     corners[:, 2, 0] = corners[:, 3, 0] = np.maximum(finish, start) / size
     corners[:, 0, 1] = corners[:, 3, 1] = bottom
     corners[:, 1, 1] = corners[:, 2, 1] = bottom + height
+    many = len(start) > _APART * len(lanes)
     for word, which in standings.items():
         if (mask := which[shown]).any():
-            ax.add_collection(
-                _bars(corners[mask], word, ax, len(start) > _APART * len(lanes)), autolim=False
-            )
+            ax.add_collection(_bars(corners[mask], word, ax, many), autolim=False)
     ax.set_xlim(0, span / size * 1.01)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel(f"{unit} since {first:%Y-%m-%d %H:%M:%S} UTC")
@@ -316,18 +319,24 @@ def _edges(took: Floats) -> tuple[Floats, float, str]:
 
 def _scatter(ax: Axes, jobs: _Jobs, chosen: Chosen) -> None:
     frame, (x, y, color) = jobs.frame, _chosen(jobs, **chosen)
-    if x is None or frame.empty:
-        _blank(ax, "no parameter varies" if x is None else "no jobs")
+    if x is None:
+        _blank(ax, "no parameter varies")
         return
-    across, up = _along(ax.xaxis, frame[x]), _along(ax.yaxis, frame[y])
+    across, up = (
+        _along(axis, frame[name], is_result=name in jobs.results)
+        for axis, name in ((ax.xaxis, x), (ax.yaxis, y))
+    )
     shown = np.isfinite(across) & np.isfinite(up)
     for scale, values in ((ax.set_xscale, across[shown]), (ax.set_yscale, up[shown])):
         if len(values) and values.min() > 0 and values.max() >= 100 * values.min():
             scale("log")
+    failed = np.isfinite(across) & ~shown & jobs.standings()["failed"]
+    if not (shown | failed).any():
+        _blank(ax, f"no job has a {y} yet")
+        return
     keys = _points(ax, across[shown], up[shown], None if color is None else frame[color][shown])
     title = color if keys else None
-    # those that failed gave nothing to draw, but where they are tells much
-    if (failed := np.isfinite(across) & ~shown & jobs.standings()["failed"]).any():
+    if failed.any():  # they gave nothing to draw, but where they are tells much
         style: dict[str, Any] = {"color": _TONES["failed"], "marker": "x", "linestyle": ""}
         low = np.full(int(failed.sum()), 0.02)
         ax.plot(across[failed], low, transform=ax.get_xaxis_transform(), label="failed", **style)
@@ -368,12 +377,13 @@ def _is_numeric(column: Column) -> bool:
     )
 
 
-def _along(axis: Any, column: Column) -> Floats:
-    """The column as numbers along ``axis``, which is labelled."""
+def _along(axis: Any, column: Column, *, is_result: bool) -> Floats:
+    """The column as numbers along ``axis``, which is labelled. None is a value, but no result."""
     label = str(column.name)
     if pd.api.types.is_timedelta64_dtype(column):
         found = _seconds(column)
-        size, unit = _unit(float(np.nanmax(found, initial=0.0)))
+        known = found[np.isfinite(found)]
+        size, unit = _unit(2 * float(np.median(known)) if len(known) else 0.0)
         found, label = found / size, f"{label} ({unit})"
     elif pd.api.types.is_datetime64_any_dtype(column):
         axis.axes.xaxis_date() if axis.axis_name == "x" else axis.axes.yaxis_date()
@@ -383,20 +393,20 @@ def _along(axis: Any, column: Column) -> Floats:
         found = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         codes, names = _codes(column)
-        found = np.where(codes < 0, np.nan, codes)
+        found = np.where(column.isna() & is_result, np.nan, codes)
         every = max(1, -(-len(names) // 25))
         axis.set_ticks(range(0, len(names), every), names[::every])
     axis.set_label_text(label)
     return found
 
 
-def _codes(column: Column) -> tuple[Floats, list[str]]:
-    """A number for each of its values, in the order in which they come; -1 for none."""
+def _codes(column: Column) -> tuple[NDArray[np.int64], list[str]]:
+    """A number for each of its values: numbers by size, others in the order in which they come."""
     try:
-        codes, found = pd.factorize(column)
+        codes, found = pd.factorize(column, sort=_is_numeric(column), use_na_sentinel=False)
     except TypeError:  # values that cannot be hashed
-        codes, found = pd.factorize(column.map(repr, na_action="ignore"))
-    return codes.astype(np.float64), [_cut(str(name)) for name in found]
+        codes, found = pd.factorize(column.map(repr))
+    return codes, ["None" if pd.isna(name) else _cut(str(name)) for name in found]
 
 
 def _cut(text: str) -> str:
@@ -419,20 +429,17 @@ def _points(ax: Axes, x: Floats, y: Floats, color: Column | None) -> list[Line2D
     if len(names) > _GROUPS and _is_numeric(color):
         drawn = ax.scatter(x, y, c=color.to_numpy(dtype=np.float64, na_value=np.nan), **style)
         bar = ax.figure.colorbar(drawn, ax=ax, label=str(color.name))
-        bar.set_alpha(1)
+        if bar.solids is not None:
+            bar.solids.set_alpha(1)
         return []
     if len(names) > _GROUPS:
-        codes = np.minimum(codes, _GROUPS - 1)
         names[_GROUPS - 1 :] = [f"{len(names) - _GROUPS + 1:,} others"]
-        order = np.arange(_GROUPS)
-    else:
-        order = np.argsort([float(name) for name in names] if _is_numeric(color) else names)
     tones = to_rgba_array([f"C{place}" for place in range(len(names))])
     # all at once, in the order of the jobs: none of the colours hides the others
-    ax.scatter(x, y, color=tones[order.argsort()[codes.astype(np.int64)]], **style)
+    ax.scatter(x, y, color=tones[codes.clip(max=_GROUPS - 1)], **style)
     return [
-        Line2D([], [], color=tone, marker="o", linestyle="", label=names[code])
-        for tone, code in zip(tones, order, strict=True)
+        Line2D([], [], color=tone, marker="o", linestyle="", label=name)
+        for tone, name in zip(tones, names, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 from qnb.errors import InvalidOption
 from qnb.models import Ending, JobSpec, Outcome
-from qnb.storage.keys import UNFINISHED_TTL_MS, job_hex
+from qnb.storage.keys import DAY_MS, UNFINISHED_TTL_MS, job_hex
 from qnb.storage.records import (
     Claimed,
     Unreadable,
@@ -28,7 +28,6 @@ from qnb.storage.records import (
     read_int,
     unpack_spec,
 )
-from qnb.storage.scripts import DAY_MS
 from qnb.storage.store import Store, aborted, skipped
 
 __all__ = ["Gate", "Gates"]

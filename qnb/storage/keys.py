@@ -73,14 +73,17 @@ from __future__ import annotations
 from hashlib import blake2b
 
 __all__ = [
-    "EXPIRING", "GROUP", "STRUCTURAL", "UNFINISHED_TTL_MS", "KeySpace", "is_hex", "job_hex",
+    "DAY_MS", "EXPIRING", "GROUP", "STRUCTURAL", "UNFINISHED_TTL_MS", "KeySpace", "is_hex",
+    "job_hex",
 ]  # fmt: skip
 
 #: the consumer group on every lane
 GROUP = "qnb"
 
+DAY_MS = 24 * 3600 * 1000
+
 #: an unfinished job's record lives this long
-UNFINISHED_TTL_MS = 30 * 24 * 3600 * 1000
+UNFINISHED_TTL_MS = 30 * DAY_MS
 
 #: kinds of key that stay; each is bounded by what is waiting, or swept
 STRUCTURAL = (

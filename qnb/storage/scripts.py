@@ -16,7 +16,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from qnb.storage.keys import GROUP, UNFINISHED_TTL_MS, KeySpace, job_hex
+from qnb.storage.keys import DAY_MS, GROUP, UNFINISHED_TTL_MS, KeySpace, job_hex
 from qnb.storage.records import MAX_LOST_STARTS
 
 __all__ = ["INLINE", "Scripts"]
@@ -28,7 +28,6 @@ INLINE = 16 * 1024
 LOG_BYTES = 1_000_000
 
 #: how often a gate that is in use says so
-DAY_MS = 24 * 3600 * 1000
 
 Bytes = bytes | bytearray | memoryview
 

@@ -16,10 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import accumulate
 from numbers import Number
-from typing import Any, Final, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, overload
 
 from qnb.errors import InvalidOption
 from qnb.sweeps.axes import Constant, Values, axis, check_names, short, values
+
+if TYPE_CHECKING:
+    from qnb.analysis.frames import DataFrame
 
 __all__ = ["ABSENT", "Absent", "Columns", "Design", "Point", "Product", "Sum", "grid", "of_tree",
            "star", "zip_", "zipped"]  # fmt: skip
@@ -105,6 +108,13 @@ class Design(Sequence[Point]):
     def preview(self, n: int = 5) -> list[Point]:
         """The first ``n`` points."""
         return self[: max(0, n)]
+
+    def to_frame(self) -> DataFrame:
+        """All points as a DataFrame, a row each; missing where a point lacks a parameter."""
+        from qnb.analysis.columns import MISSING
+        from qnb.analysis.frames import points_frame
+
+        return points_frame(self.columns(absent=MISSING), len(self), self.labels)
 
     def named(self, *names: str) -> Self:
         """The same points, with these names for the parameters passed by position."""

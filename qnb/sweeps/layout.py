@@ -13,7 +13,6 @@ from typing import Any
 
 from qnb.errors import EncodingError, PayloadTooLarge
 from qnb.sweeps.designs import Columns, Design, Sum, of_tree
-from qnb.wire.fingerprint import value_digest
 
 __all__ = ["Layout", "Numbers", "digest_of", "point_digests"]
 
@@ -186,6 +185,8 @@ def point_digests(design: Design, start: int, stop: int) -> list[bytes]:
 
     A value that cannot be compared is an EncodingError that names its parameter.
     """
+    from qnb.wire.codewalk import value_content
+
     rows: list[list[bytes]] = [[] for _ in range(stop - start)]
     absent = object()
     for name, values in sorted(design.columns(start, stop, absent=absent).items()):
@@ -197,7 +198,7 @@ def point_digests(design: Design, start: int, stop: int) -> list[bytes]:
             said = known.get(id(value))
             if said is None:
                 try:
-                    said = known[id(value)] = b"%d:%b=%b" % (len(word), word, value_digest(value))
+                    said = known[id(value)] = b"%d:%b=%b" % (len(word), word, value_content(value))
                 except EncodingError as error:
                     raise EncodingError(f"parameter {name!r}: {error}") from None
             row.append(said)
@@ -208,4 +209,6 @@ def point_digests(design: Design, start: int, stop: int) -> list[bytes]:
 
 def digest_of(design: Design) -> bytes:
     """16 bytes that say what a design is, of its axes alone; EncodingError as for its points."""
-    return value_digest(design.tree())
+    from qnb.wire.codewalk import value_content
+
+    return value_content(design.tree())

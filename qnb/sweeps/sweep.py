@@ -29,10 +29,9 @@ from qnb.sweeps.opening import Opened
 from qnb.sweeps.spaces import extended
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from qnb.analysis.cubes import Dataset as XarrayDataset
     from qnb.analysis.frames import DataFrame
+    from qnb.analysis.plots import Axes, Kind
 
 __all__ = ["Sweep"]
 
@@ -305,7 +304,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
 
     def plot(
         self,
-        kind: Literal["timeline", "hist", "scatter"] = "timeline",
+        kind: Kind = "timeline",
         *,
         ax: Axes | None = None,
         x: str | None = None,

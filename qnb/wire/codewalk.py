@@ -45,10 +45,17 @@ from qnb.wire.codeclass import attributes
 from qnb.wire.codeorigins import find_file, installs, is_own, module_of, versions
 from qnb.wire.codetext import Import, Text, file_text, text_of
 from qnb.wire.codevalues import METHODS, node_of
-from qnb.wire.fingerprint import MADE_BY_CLASS, Node, Unknown, Writer, call_digest
+from qnb.wire.fingerprint import (
+    MADE_BY_CLASS,
+    Node,
+    Unknown,
+    Writer,
+    call_digest,
+    value_digest,
+)
 from qnb.wire.origins import is_handle, reference
 
-__all__ = ["code_of", "content_of"]
+__all__ = ["code_of", "content_of", "value_content"]
 
 _KEPT = 64  #: functions whose code is kept for the next submit
 
@@ -90,6 +97,11 @@ def content_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     EncodingError names an argument that cannot be compared.
     """
     return call_digest("", args, kwargs, _by_code)
+
+
+def value_content(value: Any) -> bytes:
+    """16 bytes that say what ``value`` is, as :func:`content_of` says it of arguments."""
+    return value_digest(value, _by_code)
 
 
 def _by_code(value: Any) -> Node | None:
@@ -259,11 +271,11 @@ class _Walk:
     ) -> Iterator[Any]:
         """The lines above a function, but for qnb's own, and what they mention."""
         for line in text.decorators:
+            self.watch.names(space, line.names)
             root = space.get(line.root, _MISSING)
             if is_handle(root) or getattr(root, "__name__", None) == "qnb":
                 continue
             yield line.digest
-            self.watch.names(space, line.names)
             for name in sorted(line.names & space.keys()):
                 value = space[name]
                 # They have run: what they were given matters if it can be told, and only then.

@@ -31,9 +31,12 @@ def _nothing(_: Any) -> None:
     """Nothing is known of a value."""
 
 
-def value_digest(value: Any) -> bytes:
-    """16 bytes that say what ``value`` is; a part that cannot be compared is an EncodingError."""
-    return _digest(value, "value", _nothing)
+def value_digest(value: Any, look: Callable[[Any], Node | None] = _nothing) -> bytes:
+    """16 bytes that say what ``value`` is; a part that cannot be compared is an EncodingError.
+
+    ``look`` is that of :class:`Writer`.
+    """
+    return _digest(value, "value", look)
 
 
 def call_digest(

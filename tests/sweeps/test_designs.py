@@ -280,3 +280,9 @@ def test_a_star_tells_values_apart_that_a_function_may() -> None:
 def test_a_star_without_a_whole_centre_is_refused(make: Any, message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
         make()
+
+
+def test_a_design_is_shown_as_a_frame() -> None:
+    frame = (grid(x=[1, 2], y=["a"]) + points([{"x": 3}])).to_frame()
+    assert frame["x"].tolist() == [1, 2, 3]
+    assert frame["y"].isna().tolist() == [False, False, True]

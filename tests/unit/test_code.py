@@ -442,14 +442,6 @@ def test_a_function_is_another_one_after(case: str, digests: tuple[dict[str, str
     assert after != first
 
 
-def test_no_two_of_all_these_functions_are_the_same_by_chance(
-    digests: tuple[dict[str, str], ...],
-) -> None:
-    written = {case: "".join(before) for case, (before, _) in SIDES.items()}
-    several = {digests[0][case] for case in written}
-    assert len(several) >= 0.75 * len(set(written.values()))
-
-
 def _interpreters() -> list[str]:
     known = [
         *(Path.home() / ".pyenv" / "versions").glob("3.1[1-9]*/bin/python3"),
