@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+from qnb.content.code import Code
 from qnb.errors import BrokerError, JobLost, UnknownTask
 from qnb.link import LoopLink
 from qnb.models import UNFINISHED, Ending, JobRecord, JobState, TaskContext, TaskInfo, TaskResult
@@ -28,7 +29,6 @@ from qnb.registry import Registry
 from qnb.storage.connection import check_url
 from qnb.storage.records import Call
 from qnb.storage.studies import Studies
-from qnb.wire.code import Code
 from qnb.wire.codec import Codec
 
 __all__ = ["Client", "Turn", "me", "new_id", "server_url"]
@@ -205,7 +205,7 @@ class Client:
         """What ``fn`` and all that it reaches is; None of what is known here by its name only."""
         if fn is None:
             return None
-        from qnb.wire.codewalk import code_of
+        from qnb.content.walk import code_of
 
         return code_of(fn)
 

@@ -299,7 +299,7 @@ class Task(Generic[P, R]):
         return replace(policy, isolation=policy.isolation or self._client.options.isolation)
 
     def _unique_id(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        from qnb.wire.codewalk import content_of
+        from qnb.content.walk import content_of
 
         name = self.name.encode()[:200].decode(errors="ignore")  # an id has at most 256 bytes
         return f"{name}#{content_of(args, kwargs)}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from qnb.client import Client
+from qnb.content.code import Code, explain
 from qnb.errors import EncodingError
 from qnb.models import JobRecord, JobSpec
 from qnb.reading import lost
 from qnb.storage.studies import Studies
-from qnb.wire.code import Code, explain
 
 __all__ = ["Explanation", "why"]
 

@@ -208,6 +208,7 @@ class Worker:
                 outcome = self._aborted(claimed, outcome.start, "before its next attempt")
             elif answer == 0:
                 self._stale(claimed)
+        # before its end is stored: whoever dies in between, no sweep goes on after its failure
         await self._patiently(partial(self._gates.failed, claimed.spec, outcome))
         if outcome.retry_in_ms is None and not await self._ends.put(
             Finished(claimed, outcome, self._news.has_log(claimed.ref))

@@ -76,9 +76,9 @@ class Gates:
     async def set(self, prefix: str, *, limit: int | None = None, state: State = "open") -> None:
         """Set the gate of the sweep whose jobs' ids begin with ``prefix``.
 
-        Workers start none of its jobs while it is ``paused``, and end those that wait when it is
-        ``stopped``; what runs goes on to its end. ``limit`` counts jobs from their claim on; those
-        that ran before there was a limit are not counted.
+        Workers start none of its jobs while it is ``paused``. When it is ``stopped`` they end those
+        that wait, delayed ones when their time comes; what runs goes on to its end. ``limit``
+        counts jobs from their claim on; those that ran before there was a limit are not counted.
         """
         if state not in _STATES:
             allowed = ", ".join(map(repr, _STATES))

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from qnb.client import Client
+from qnb.content.code import Code, explain
 from qnb.errors import EncodingError
 from qnb.storage.studies import Studies, Study
 from qnb.sweeps.opening import Opened
-from qnb.wire.code import Code, explain
 
 __all__ = ["changed", "codes_of", "difference"]
 

@@ -185,7 +185,7 @@ def point_digests(design: Design, start: int, stop: int) -> list[bytes]:
 
     A value that cannot be compared is an EncodingError that names its parameter.
     """
-    from qnb.wire.codewalk import value_content
+    from qnb.content.walk import value_content
 
     rows: list[list[bytes]] = [[] for _ in range(stop - start)]
     absent = object()
@@ -209,6 +209,6 @@ def point_digests(design: Design, start: int, stop: int) -> list[bytes]:
 
 def digest_of(design: Design) -> bytes:
     """16 bytes that say what a design is, of its axes alone; EncodingError as for its points."""
-    from qnb.wire.codewalk import value_content
+    from qnb.content.walk import value_content
 
     return value_content(design.tree())

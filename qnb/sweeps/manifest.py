@@ -9,11 +9,11 @@ from typing import Literal
 
 import msgpack
 
+from qnb.content.code import Code
 from qnb.errors import SignatureError
 from qnb.models import JobSpec
 from qnb.storage.records import Call, pack, pack_spec, unpack_spec
 from qnb.sweeps.layout import Layout
-from qnb.wire.code import Code
 from qnb.wire.codec import Codec
 
 __all__ = ["Manifest"]

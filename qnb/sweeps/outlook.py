@@ -20,7 +20,7 @@ __all__ = ["Columns", "Outlook"]
 #: the values of each parameter for the points from one number up to another
 Columns: TypeAlias = Callable[[int, int], Mapping[str, Sequence[Any]]]
 
-_SAMPLE: Final = 256  # jobs that stand for many yet to come
+_SAMPLE: Final = 200  # jobs that stand for many yet to come
 _LATE: Final = 512
 _MORE: Final = 1.1  # so many times as many durations are worth another fit
 _GOLDEN: Final = 2654435761  # times a number, modulo 2**32: evenly spread, whatever the numbers

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 import qnb
+from qnb.content.code import Code, Part, changes, explain
+from qnb.content.walk import code_of, content_of
 from qnb.errors import EncodingError
-from qnb.wire.code import Code, Part, changes, explain
-from qnb.wire.codewalk import code_of, content_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,7 +177,7 @@ import site, sys
 site.addsitedir(sys.argv[1])
 site.getsitepackages = lambda: [sys.argv[1]]
 from project_in_work import f
-from qnb.wire.codewalk import code_of
+from qnb.content.walk import code_of
 from qnb.wire.origins import reference
 assert reference(f) == "project_in_work:f"
 print(code_of(f).digest, *code_of(f).parts)

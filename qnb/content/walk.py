@@ -1,7 +1,7 @@
 """What a function *is*: its own code, and all code and values that it reaches.
 
-Two functions have one :class:`~qnb.wire.code.Code` if they compute the same for the same reasons,
-in this kernel or another. The rules, where one had to be chosen:
+Two functions have one :class:`~qnb.content.code.Code` if they compute the same for the same
+reasons, in this kernel or another. The rules, where one had to be chosen:
 
 - **Local code** (a notebook, a script, files beside it, a project installed in editable mode) is
   followed to the end: helpers, globals by value, closures, defaults, attributes of functions,
@@ -38,14 +38,12 @@ from reprlib import Repr
 from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from qnb.wire.blame import type_name
-from qnb.wire.byvalue import Watch
-from qnb.wire.code import Code, Kind, Part
-from qnb.wire.codeclass import attributes
-from qnb.wire.codeorigins import find_file, installs, is_own, module_of, versions
-from qnb.wire.codetext import Import, Text, file_text, text_of
-from qnb.wire.codevalues import METHODS, node_of
-from qnb.wire.fingerprint import (
+from qnb.content.classes import attributes
+from qnb.content.code import Code, Kind, Part
+from qnb.content.packages import find_file, installs, is_own, module_of, versions
+from qnb.content.reached import METHODS, node_of
+from qnb.content.text import Import, Text, file_text, text_of
+from qnb.content.values import (
     MADE_BY_CLASS,
     Node,
     Unknown,
@@ -53,6 +51,8 @@ from qnb.wire.fingerprint import (
     call_digest,
     value_digest,
 )
+from qnb.wire.blame import type_name
+from qnb.wire.byvalue import Watch
 from qnb.wire.origins import is_handle, reference
 
 __all__ = ["code_of", "content_of", "value_content"]

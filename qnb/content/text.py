@@ -26,7 +26,7 @@ from hashlib import blake2b
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
-from qnb.wire.fingerprint import Writer
+from qnb.content.values import Writer
 from qnb.wire.sources import label
 
 __all__ = ["Decorator", "Import", "Text", "file_text", "text_of"]

@@ -28,10 +28,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qnb.content.values import call_digest, value_digest
 from qnb.errors import EncodingError
 from qnb.wire.codec import Codec
 from qnb.wire.envelope import Keys
-from qnb.wire.fingerprint import call_digest, value_digest
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,7 +189,7 @@ def test_digests_are_those_of_any_kernel_and_any_release() -> None:
     code = """
 import datetime, enum, pathlib, re, uuid
 import numpy as np, pandas as pd
-from qnb.wire.fingerprint import call_digest
+from qnb.content.values import call_digest
 print(call_digest("f", (1, 2.5, "é", b"x", None, {"b", "a", ("c", 1)}, frozenset("abc")), {}))
 print(call_digest("f", (datetime.datetime(2020, 1, 1), pathlib.PurePosixPath("a")), {}))
 print(call_digest("f", (), {"flag": re.RegexFlag.I, "id": uuid.UUID(int=1)}))

@@ -341,7 +341,7 @@ KERNEL = """
 import contextlib, io, json, os, sys, tempfile
 from IPython.core.interactiveshell import InteractiveShell
 from ipykernel.compiler import XCachingCompiler
-from qnb.wire.codewalk import code_of
+from qnb.content.walk import code_of
 
 InteractiveShell.compiler_class = XCachingCompiler
 shell = InteractiveShell.instance()
@@ -367,7 +367,7 @@ print(json.dumps(found))
 #: The same without IPython, which an interpreter without packages has not got.
 PLAIN = """
 import json, linecache, os, sys, tempfile, types
-from qnb.wire.codewalk import code_of
+from qnb.content.walk import code_of
 
 found = {}
 number = 0

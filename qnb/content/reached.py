@@ -8,9 +8,9 @@ from threading import Lock, RLock
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
-from qnb.wire.codeorigins import module_of
-from qnb.wire.codetext import text_of
-from qnb.wire.fingerprint import Node
+from qnb.content.packages import module_of
+from qnb.content.text import text_of
+from qnb.content.values import Node
 from qnb.wire.origins import is_handle
 
 __all__ = ["METHODS", "node_of"]

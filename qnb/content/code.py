@@ -1,6 +1,6 @@
 """What a function was when a job was submitted, part by part, and what has changed since.
 
-A :class:`Code` is what :func:`qnb.wire.codewalk.code_of` finds: the digest that decides whether a
+A :class:`Code` is what :func:`qnb.content.walk.code_of` finds: the digest that decides whether a
 result may be used again, and the parts that it was made of, so that the next submit can say which
 of them is another one.
 """
