@@ -36,6 +36,7 @@ __all__ = ["KINDS", "Axes", "Kind", "plot"]
 Kind = Literal["timeline", "hist", "scatter"]
 Floats: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
+Places: TypeAlias = NDArray[np.int64]
 Column: TypeAlias = Any  # a pandas Series, of whatever dtype
 Chosen: TypeAlias = dict[str, str | None]  # x, y and color
 
@@ -122,20 +123,17 @@ class _Jobs:
             name += "_job"
         return name
 
-    def true(self, name: str) -> Mask:
-        return self.frame[self.column(name)].fillna(False).to_numpy(dtype=np.bool_)
-
-    def times(self, name: str) -> Column:
+    def __getitem__(self, name: str) -> Column:
         return self.frame[self.column(name)]
-
-    def took(self) -> Floats:
-        return _seconds(self.frame[self.column("duration")])
 
     def standings(self) -> dict[str, Mask]:
         """Which jobs stand how. Those reused did not run here, those waiting not yet."""
-        ran = ~self.true("cached") & self.times("start").notna().to_numpy()
-        done, aborted = self.true("success"), self.true("aborted")
-        ended = self.times("finish").notna().to_numpy()
+        cached, done, aborted = (
+            self[name].fillna(False).to_numpy(dtype=np.bool_)
+            for name in ("cached", "success", "aborted")
+        )
+        ran = ~cached & self["start"].notna().to_numpy()
+        ended = self["finish"].notna().to_numpy()
         return {
             "done": ran & ended & done,
             "running": ran & ~ended,
@@ -181,13 +179,13 @@ def _timeline(ax: Axes, jobs: _Jobs, chosen: Chosen) -> None:
     if not shown.any():
         _blank(ax, "no job has been started yet")
         return
-    started, finished = jobs.times("start")[shown], jobs.times("finish")[shown]
+    started, finished = jobs["start"][shown], jobs["finish"][shown]
     first = started.min()
     start, finish = _seconds(started - first), _seconds(finished - first)
     span = max(float(np.nanmax(np.append(finish, start))), 1e-3)
     finish = np.where(np.isnan(finish), span, finish)  # they run to the end of what is known
     size, unit = _unit(span)
-    rows, names = _rows(jobs.frame[jobs.column("worker")][shown])
+    rows, names = _rows(jobs["worker"][shown], start)
     lane, lanes = _lanes(rows, start, finish)
     height = 0.8 / lanes[rows]
     bottom = rows - 0.4 + lane * height
@@ -217,16 +215,16 @@ def _bars(corners: Floats, word: str, ax: Axes, many: bool) -> PolyCollection:
     )
 
 
-def _rows(workers: Column) -> tuple[NDArray[np.int64], list[str]]:
+def _rows(workers: Column, start: Floats) -> tuple[Places, list[str]]:
     """The row of each job, and the worker process of each row: the first to start at the top."""
-    names = workers.astype(object).where(workers.notna(), "")
-    codes, found = pd.factorize(names)
-    return codes.astype(np.int64), [str(name) for name in found]
+    codes, found = pd.factorize(workers.astype(object).where(workers.notna(), ""))
+    first = np.full(len(found), np.inf)
+    np.minimum.at(first, codes, start)
+    order = first.argsort(kind="stable")
+    return order.argsort()[codes], [str(name) for name in found[order]]
 
 
-def _lanes(
-    rows: NDArray[np.int64], start: Floats, finish: Floats
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _lanes(rows: Places, start: Floats, finish: Floats) -> tuple[Places, Places]:
     """For each job a lane of its row in which it overlaps none, and the lanes of each row.
 
     A process that runs many at once has many.
@@ -264,7 +262,7 @@ def _name_workers(ax: Axes, names: list[str]) -> None:
 def _hist(ax: Axes, jobs: _Jobs, chosen: Chosen) -> None:
     standings = jobs.standings()
     del standings["running"]  # how long they take is not known yet
-    took = jobs.took()
+    took = _seconds(jobs["duration"])
     counted = np.logical_or.reduce(list(standings.values()))
     if not counted.any():
         _blank(ax, "no job has ended yet")
@@ -400,7 +398,7 @@ def _along(axis: Any, column: Column, *, is_result: bool) -> Floats:
     return found
 
 
-def _codes(column: Column) -> tuple[NDArray[np.int64], list[str]]:
+def _codes(column: Column) -> tuple[Places, list[str]]:
     """A number for each of its values: numbers by size, others in the order in which they come."""
     try:
         codes, found = pd.factorize(column, sort=_is_numeric(column), use_na_sentinel=False)

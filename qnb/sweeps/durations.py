@@ -142,8 +142,13 @@ def _levels(values: Sequence[Any]) -> tuple[Columns | None, list[float]]:
 class Durations:
     """What the durations seen say of those to come."""
 
-    def __init__(self, effects: Effects, rows: Floats, took: Floats, running: int) -> None:
-        """Points with these ``rows`` of ``effects`` took so long; so far, the last ``running``."""
+    def __init__(
+        self, effects: Effects, rows: Floats, took: Floats, running: int, each: int
+    ) -> None:
+        """Points with these ``rows`` of ``effects`` took so long; so far, the last ``running``.
+
+        Those that have ended are one of ``each`` as many.
+        """
         self._draw = np.random.default_rng(7)
         self._groups, self._weights = effects.groups, effects.weights
         self._strengths = np.full(int(self._groups.max()) + 2, 2)
@@ -159,6 +164,7 @@ class Durations:
             fitted = rows @ self._mean
             self.noise = _width((seen - fitted)[:count], freedom)
             usual, weight = _pulling(seen, fitted, self.noise, count)
+            weight[count:] /= each
         #: the remainders, from the shortest; as wide as if nothing had been fitted to them
         self.rest = np.sort((seen - fitted)[:count]) * math.sqrt(count / max(1.0, count - freedom))
         self._paths = self._drawn(rows, weight)

@@ -116,6 +116,7 @@ class Feed:
         self._renewing: set[int] = set()  # places whose jobs are being run again
         self._renewed: dict[int, tuple[int, int]] = {}  # enqueue time, and the look after it
         self._looks = 0
+        self._unread: set[int] = set()  # places whose jobs have ended, it is not known how
 
     def _columns(self, start: int, stop: int) -> dict[str, list[object]]:
         return self.layout.design.columns(start, stop, absent=None)
@@ -176,6 +177,9 @@ class Feed:
     async def _look(self) -> None:
         """Read the state of jobs whose end may have been missed."""
         now = time.monotonic()
+        if self._unread:
+            unread, self._unread = sorted(self._unread), set()
+            await self._read(unread)
         if self._behind:
             self._behind = False
             await self._read([p for p, cell in enumerate(self.cells) if cell <= RUNNING])
@@ -243,15 +247,9 @@ class Feed:
             if self.cells[place] > RUNNING:  # somebody has had it run again
                 self.reopen([place])
             self.take(place, RUNNING)
-        elif notice.status not in UNFINISHED:  # too large for a notice
-            read = asyncio.ensure_future(self.client.record(notice.task_id))
-            read.add_done_callback(lambda done: self._fetched(place, done))
+        elif notice.status not in UNFINISHED:  # its outcome did not come along
+            self._unread.add(place)
         self._news.set()
-
-    def _fetched(self, place: int, read: asyncio.Future[JobRecord | None]) -> None:
-        if not read.cancelled() and read.exception() is None and (record := read.result()):
-            self.take_record(place, record)
-            self._news.set()
 
     # -- what is known -------------------------------------------------------------------------
 

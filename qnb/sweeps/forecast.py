@@ -126,7 +126,9 @@ class Forecast:
     def ended(
         self, index: int, start: float | None, finish: float, *, cached: bool = False
     ) -> None:
-        """It has ended, well or badly. One that is ``cached`` or has no ``start`` took no time."""
+        """It has ended, well or badly. One that is ``cached`` or has no ``start`` (None or 0) took
+        no time.
+        """
         self._history.ended(index, None if cached else start, finish)
 
     def again(self, index: int) -> None:

@@ -45,12 +45,12 @@ class History:
             self.running[index] = at
 
     def ended(self, index: int, start: float | None, finish: float) -> None:
-        """``start`` is None if its body did not run."""
+        """Without a ``start`` its body did not run."""
         if self._states[index] == _ENDED:
             return
         self._states[index] = _ENDED
         self.running.pop(index, None)
-        if start is None:
+        if not start or finish < start:
             return
         self.recent.append((start, finish))
         self.ends += 1

@@ -93,7 +93,9 @@ class Outlook:
         rows = self._effects.rows(self._points.columns(jobs), len(jobs))
         took = [duration for _, duration in history.seen]
         took += [now - at for at in history.running.values()]
-        self._durations = Durations(self._effects, rows, np.array(took), len(history.running))
+        self._durations = Durations(
+            self._effects, rows, np.array(took), len(history.running), history.each
+        )
         self._fitted = history.ends
 
     def _ends(self, now: float, slots: int, coming: Places, sampled: int, early: int) -> Floats:

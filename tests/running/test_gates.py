@@ -156,7 +156,9 @@ def test_a_pause_holds_at_once_and_a_resume_goes_on_where_it_was(
     wait_until(lambda: scan.ended(310), "all have ended")
     order = [index for index, _ in scan.starts()]
     assert sorted(order) == list(range(310))  # each once
-    assert max(abs(index - at) for at, index in enumerate(order)) <= 16  # of two workers' slots
+    assert (
+        max(abs(index - at) for at, index in enumerate(order)) <= 40
+    )  # what two workers run and keep ready
     assert min(at for _, at in scan.starts()[before:]) < resumed + PROMPT
 
 
