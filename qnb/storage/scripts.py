@@ -19,13 +19,16 @@ from redis.exceptions import NoScriptError
 from qnb.storage.keys import DAY_MS, GROUP, UNFINISHED_TTL_MS, KeySpace, job_hex
 from qnb.storage.records import MAX_LOST_STARTS
 
-__all__ = ["INLINE", "Scripts"]
+__all__ = ["DAY_MS", "FRONT", "INLINE", "Scripts"]
 
 #: most bytes of a call that ride in the lane's entry; a larger one is fetched from the record
 INLINE = 16 * 1024
 
 #: most bytes of a job's log
 LOG_BYTES = 1_000_000
+
+#: most jobs of a resumed sweep that go to the front of their lane at a time
+FRONT = 50
 
 #: how often a gate that is in use says so
 
@@ -226,7 +229,7 @@ class Scripts:
     async def pass_(
         self, sweep: str, lane: str, jobs: Sequence[str], entries: Sequence[str]
     ) -> list[int]:
-        """Which claimed ``jobs`` may go on (1); 2: parked, while :meth:`release` finds work."""
+        """Which claimed ``jobs`` may go on (1); last, whether :meth:`release` finds any to do so."""
         keys = self._keys
         places = [keys.gates, keys.holders(sweep), keys.parked(lane), keys.lane(lane)]
         args = [GROUP, sweep, DAY_MS, *entries]
@@ -236,11 +239,11 @@ class Scripts:
     async def release(
         self, sweep: str, lane: str, holders: Sequence[str], members: Sequence[tuple[str, str]]
     ) -> int:
-        """Let parked jobs go on, of (member, job hex), where ``holders`` (hexes) leave room."""
+        """Let parked jobs go on, of (member, job hex), as ``holders`` (hexes) leave room; how many."""
         keys = self._keys
         places = [keys.gates, keys.holders(sweep), keys.parked(lane), keys.back(lane)]
         jobs = [keys.job_of(hex_) for hex_ in (*holders, *(hex_ for _, hex_ in members))]
-        args = [sweep, INLINE, len(holders), *(member for member, _ in members)]
+        args = [sweep, INLINE, GROUP, FRONT, len(holders), *(member for member, _ in members)]
         reply: int = await self._run("release", [*places, *jobs], args)
         return reply
 

@@ -45,7 +45,7 @@ class Driver:
         self.feed = Feed(client, opened.study, opened.layout or Layout())
         self.ready: Future[None] = Future()  #: it is known which job is where
         self.submitted: Future[None] = Future()  #: all is stored, or cannot be
-        self.paused = opened.study.held
+        self.feed.limit = opened.manifest.max_running
         self._opened = opened
         self._shuffle = shuffle
         self._rerun = rerun
@@ -249,7 +249,7 @@ class Driver:
 
     async def _held(self, why: str) -> None:
         studies = await self._studies()
-        self.paused = why
+        self.feed.paused = why
         self.feed.study = replace(self.feed.study, held=why)
         await self.feed.patiently(lambda: studies.held(self.feed.study, why))
         self.feed.changed()
@@ -308,7 +308,7 @@ class Driver:
                 feed.study, fields={"m": packed, "z": b"", "h": b""}, any_version=True
             )
         )
-        if self.paused or self.manifest.spec.policy.gated:
+        if self.feed.paused or self.manifest.spec.policy.gated:
             await self._gate("open")
             await self._held("")
         await self.client.keep_code(manifest.parts)

@@ -19,6 +19,7 @@ from typing import TypeVar
 from qnb.client import Client
 from qnb.clock import ServerClock, backoff, now_ms
 from qnb.errors import BrokerError
+from qnb.forecast.forecast import Estimate, Forecast
 from qnb.models import CELLS, UNFINISHED, Ending, Failure, JobRecord, JobState
 from qnb.storage.records import Notice
 from qnb.storage.studies import (
@@ -32,7 +33,6 @@ from qnb.storage.studies import (
     Studies,
     Study,
 )
-from qnb.sweeps.forecast import Estimate, Forecast
 from qnb.sweeps.layout import Layout
 
 __all__ = ["Feed"]
@@ -100,6 +100,8 @@ class Feed:
             int
         ] = []  #: places whose jobs the store did not know when last looked at
         self.slots = 0  #: of the workers that serve the queue
+        self.limit: int | None = None  #: how many of its jobs may run at once
+        self.paused = study.held  #: why no job may start; "" if they may
         self.forecast = Forecast(len(layout), self._columns)
         self.estimated = Estimate()
         self._estimated_at = 0.0
@@ -296,7 +298,8 @@ class Feed:
         if fresh or now - self._estimated_at >= ESTIMATE:
             self._estimated_at = now
             try:
-                self.estimated = self.forecast.estimate(self._now(), self.slots)
+                slots = min(self.slots, self.limit or self.slots) if not self.paused else 0
+                self.estimated = self.forecast.estimate(self._now(), slots)
             except Exception:  # a forecast that goes wrong must not end the sweep
                 self.estimated = Estimate()
                 log.exception("the end of sweep %r cannot be forecast", self.study.name)

@@ -15,6 +15,7 @@ from qnb.client import Client
 from qnb.clock import seconds
 from qnb.display import Displayed
 from qnb.errors import InvalidOption
+from qnb.forecast.forecast import Progress
 from qnb.job import Job
 from qnb.models import CELLS, JobRecord, SweepSnapshot
 from qnb.reading import value_of
@@ -23,7 +24,6 @@ from qnb.sweeps.completed import Completed, how_to_return
 from qnb.sweeps.designs import Design
 from qnb.sweeps.driver import Driver
 from qnb.sweeps.feed import Feed
-from qnb.sweeps.forecast import Progress
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.opening import Opened
 from qnb.sweeps.spaces import extended
@@ -346,8 +346,8 @@ class Sweep(Displayed, Sequence[Job[R]]):
         feed = self._driver.feed
         if feed.ended.done():
             return "finished" if feed.ended.exception() is None else "incomplete"
-        if self._driver.paused:
-            return self._driver.paused.partition(":")[0]
+        if self._feed.paused:
+            return self._feed.paused.partition(":")[0]
         return "running"
 
     def snapshot(self) -> SweepSnapshot:
@@ -373,8 +373,8 @@ class Sweep(Displayed, Sequence[Job[R]]):
             return str(error) if error else feed.note
         if feed.away:
             return "reconnecting"
-        if self._driver.paused:
-            return self._driver.paused
+        if self._feed.paused:
+            return self._feed.paused
         if not feed.stored and feed.study.stored < max(feed.study.jobs, 1):
             return f"stored {feed.study.stored:,} of {feed.study.jobs:,}"
         return str(feed.note)

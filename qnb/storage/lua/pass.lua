@@ -9,7 +9,8 @@
 --       to it; then the jobs
 -- ARGV  1 group; 2 sweep (hex); 3 a day (ms): a gate in use says so once a day
 --       then per job: its entry, 'b' in front of one that was handed back
--- Returns one number per job: 1 go on; 0 parked, or not held any more; 2 parked, and to be released.
+-- Returns one number per job: 1 go on, 0 parked or not held any more; then 1 if parked jobs of the
+-- sweep may go on, or are to end; else 0.
 local gates, holders, parked, sweep = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
 local state, limit, used, why = string.match(redis.call('HGET', gates, sweep) or '', '^([ops])(%d*) (%d+)(.*)$')
 if state then
@@ -52,8 +53,9 @@ for i = 1, #KEYS - 5 do
       redis.call('HSET', job, 's', 'q', 'e', 'p' .. member)
       redis.call('HINCRBY', job, 'a', 1)
       queue = true
-      if state == 's' or (state ~= 'p' and room) then reply[i] = 2 end
     end
   end
 end
+local open = state ~= 'p' and (state == 's' or not limit or count < limit)
+reply[#reply + 1] = queue and open and 1 or 0
 return reply

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from qnb.sweeps.history import History
+from qnb.forecast.history import History
 
 if TYPE_CHECKING:
-    from qnb.sweeps.outlook import Columns, Outlook
+    from qnb.forecast.outlook import Columns, Outlook
 
 __all__ = ["Estimate", "Forecast", "Progress"]
 
@@ -144,7 +144,7 @@ class Forecast:
         if rate is None or not (slots or history.running):
             return Estimate(rate)
         if self._outlook is None:
-            from qnb.sweeps.outlook import Outlook
+            from qnb.forecast.outlook import Outlook
 
             self._outlook = Outlook(history, self._columns)
         low, eta, high = self._outlook.quantiles(now, slots, (0.1, 0.5, 0.9))

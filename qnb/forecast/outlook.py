@@ -11,9 +11,9 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from qnb.sweeps.durations import PATHS, Durations, Effects, Floats, Places, Spread, fortunes
-from qnb.sweeps.history import History
-from qnb.sweeps.makespan import LAST, makespan, stride
+from qnb.forecast.durations import PATHS, Durations, Effects, Floats, Places, Spread, fortunes
+from qnb.forecast.history import History
+from qnb.forecast.makespan import LAST, makespan, stride
 
 __all__ = ["Columns", "Outlook"]
 

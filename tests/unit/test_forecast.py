@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from tqdm.std import tqdm
 
+from qnb.forecast.forecast import Estimate, Forecast, Progress
+from qnb.forecast.makespan import makespan
 from qnb.sweeps.designs import grid
-from qnb.sweeps.forecast import Estimate, Forecast, Progress
-from qnb.sweeps.makespan import makespan
 
 Columns = Mapping[str, Sequence[Any]]
 
