@@ -15,7 +15,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from qnb.errors import InvalidOption
 from qnb.models import Ending, JobSpec, Outcome
@@ -28,6 +28,7 @@ from qnb.storage.records import (
     read_int,
     unpack_spec,
 )
+from qnb.storage.scripts import FRONT
 from qnb.storage.store import Store, aborted, skipped
 
 __all__ = ["Gate", "Gates"]
@@ -126,8 +127,9 @@ class Gates:
             answers = await self._server.run(
                 lambda to=(sweep, lane, jobs, entries): self._server.scripts.pass_(*to)  # type: ignore[misc]
             )
-            passed |= {c.ref for c, answer in zip(part, answers, strict=True) if answer == 1}
-            if 2 in answers:
+            *goes, others_may = answers
+            passed |= {c.ref for c, yes in zip(part, goes, strict=True) if yes}
+            if others_may:
                 open_.append((sweep, lane))
         return [claimed for claimed in claims if claimed.ref in passed], open_
 
@@ -136,31 +138,36 @@ class Gates:
 
         Places of jobs that are held no more are free from then on.
         """
-        parked, most = self._keys.parked(lane), CHUNK
-        while most == CHUNK:
-            holders, members, gate = await self._server.pipeline(
+        moved = FRONT
+        while moved == FRONT:
+            holders, gate, members = await self._server.pipeline(
                 [
                     ("HKEYS", self._keys.holders(sweep)),
-                    ("ZRANGEBYLEX", parked, f"[{sweep}", f"({sweep}~", "LIMIT", 0, CHUNK),
                     ("HGET", self._keys.gates, sweep),
+                    self._first(sweep, lane, FRONT),
                 ]
             )
-            most, stopped = len(members), _read(gate)
-            jobs = await self._members(parked, members)
-            if stopped.state == "stopped" and jobs:
-                await self._stop(lane, jobs, stopped.why)
-            elif holders or jobs:
-                held = [_text(hex_) for hex_ in holders]
-                most = await self._server.run(
+            held, jobs = [_text(hex_) for hex_ in holders], await self._members(lane, members)
+            moved, now = 0, _read(gate)
+            if jobs and now.state == "stopped":
+                await self._stop(sweep, lane, now.why)
+            elif held or jobs:
+                moved = await self._server.run(
                     lambda held=held, jobs=jobs: (  # type: ignore[misc]
                         self._server.scripts.release(sweep, lane, held, jobs)
                     )
                 )
 
-    async def _members(self, parked: str, members: Sequence[bytes]) -> list[tuple[str, str]]:
+    def _first(self, sweep: str, lane: str, most: int) -> tuple[Any, ...]:
+        """The command that lists parked jobs of a sweep, the first first."""
+        parked = self._keys.parked(lane)
+        return "ZRANGEBYLEX", parked, f"[{sweep}", f"({sweep}~", "LIMIT", 0, most
+
+    async def _members(self, lane: str, members: Sequence[bytes]) -> list[tuple[str, str]]:
         """The jobs (member, hex) among those that are parked; anything else is taken off them."""
         strange = [member for member in members if not _MEMBER.fullmatch(member)]
         if strange:
+            parked = self._keys.parked(lane)
             skipped(f"{parked}: members that are no jobs, such as {strange[0]!r}, are removed")
             await self._server.call("ZREM", parked, *strange)
         return [(_text(m), _text(m[-32:])) for m in members if _MEMBER.fullmatch(m)]
@@ -169,7 +176,7 @@ class Gates:
         """The sweeps (hex) that have parked jobs in ``lane``."""
         key, start = self._keys.parked(lane), "-"
         while found := await self._server.call("ZRANGEBYLEX", key, start, "+", "LIMIT", 0, 1):
-            for member, _ in await self._members(key, found):
+            for member, _ in await self._members(lane, found):
                 start = f"({member[:32]}~"
                 yield member[:32]
 
@@ -236,11 +243,14 @@ class Gates:
                 skipped(f"{key}: {error}; it is left alone")
         return known
 
-    async def _stop(self, lane: str, jobs: Sequence[tuple[str, str]], why: str) -> None:
-        """End parked jobs of a sweep that has stopped."""
-        known = await self._known([self._keys.job_of(hex_) for _, hex_ in jobs])
-        await self._end(known.values(), f"aborted: {why}", why)
-        await self._server.call("ZREM", self._keys.parked(lane), *(member for member, _ in jobs))
+    async def _stop(self, sweep: str, lane: str, why: str) -> None:
+        """End the parked jobs of a sweep that has stopped."""
+        while found := await self._server.call(*self._first(sweep, lane, CHUNK)):
+            jobs = await self._members(lane, found)
+            known = await self._known([self._keys.job_of(hex_) for _, hex_ in jobs])
+            await self._end(known.values(), f"aborted: {why}", why)
+            if jobs:
+                await self._server.call("ZREM", self._keys.parked(lane), *(m for m, _ in jobs))
 
     async def _end(self, jobs: Iterable[tuple[JobSpec, int]], how: str, who: str) -> list[int]:
         """End jobs that wait (1), ask the workers of others (2); 0 of one that has ended."""

@@ -232,7 +232,7 @@ def unpack_spec(data: bytes) -> JobSpec:
 
 def _policy(  # noqa: PLR0913 - its fields
     max_retries: Any, backoff_ms: Any, timeout_ms: Any, max_memory: Any, isolation: Any,
-    gated: Any, stops: Any,
+    gated: Any = False, stops: Any = False,
 ) -> Policy:  # fmt: skip
     _whole(max_retries)
     _whole(backoff_ms)

@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError
 from qnb.storage.keys import DAY_MS, GROUP, UNFINISHED_TTL_MS, KeySpace, job_hex
 from qnb.storage.records import MAX_LOST_STARTS
 
-__all__ = ["DAY_MS", "FRONT", "INLINE", "Scripts"]
+__all__ = ["FRONT", "INLINE", "Scripts"]
 
 #: most bytes of a call that ride in the lane's entry; a larger one is fetched from the record
 INLINE = 16 * 1024
@@ -229,7 +229,7 @@ class Scripts:
     async def pass_(
         self, sweep: str, lane: str, jobs: Sequence[str], entries: Sequence[str]
     ) -> list[int]:
-        """Which claimed ``jobs`` may go on (1); last, whether :meth:`release` finds any to do so."""
+        """Which claimed ``jobs`` may go on (1); last, whether :meth:`release` finds others."""
         keys = self._keys
         places = [keys.gates, keys.holders(sweep), keys.parked(lane), keys.lane(lane)]
         args = [GROUP, sweep, DAY_MS, *entries]
@@ -239,7 +239,7 @@ class Scripts:
     async def release(
         self, sweep: str, lane: str, holders: Sequence[str], members: Sequence[tuple[str, str]]
     ) -> int:
-        """Let parked jobs go on, of (member, job hex), as ``holders`` (hexes) leave room; how many."""
+        """Let parked jobs go on, of (member, job hex), as ``holders`` (hexes) leave room."""
         keys = self._keys
         places = [keys.gates, keys.holders(sweep), keys.parked(lane), keys.back(lane)]
         jobs = [keys.job_of(hex_) for hex_ in (*holders, *(hex_ for _, hex_ in members))]

@@ -46,10 +46,9 @@ def test_a_notebook_runs_with_a_real_kernel_and_finds_what_it_says(
     shown = {}
     for cell in nbformat.read(executed, as_version=4).cells:
         outputs = cell.get("outputs", [])
-        assert all("text/plain" in one["data"] for one in outputs if "data" in one), cell.id
         raised = any(one["output_type"] == "error" for one in outputs)
         assert raised == ("raises-exception" in cell.metadata.get("tags", ())), cell.id
-        shown[cell.id] = [one["data"]["text/plain"] for one in outputs if "data" in one]
+        shown[cell.id] = [one["data"].get("text/plain") for one in outputs if "data" in one]
     for name, text in SAID.get(notebook.stem, {}).items():
         assert shown[name] == [text], name
     assert default.pool().slots == 0  # it has ended its workers

@@ -18,6 +18,7 @@ from qnb.models import JobRecord, JobSpec
 from qnb.storage.gates import Gate, Gates
 from qnb.storage.keys import job_hex
 from qnb.storage.records import Call
+from qnb.storage.scripts import FRONT
 from qnb.storage.store import Store
 from qnb.task import PreparedCall
 from tests.serving import serving
@@ -64,7 +65,7 @@ def body(ledger: str, index: int, seconds: float, fails: bool) -> int:
 class Scan:
     """A sweep's jobs, made by hand: ``body`` for each index, and what they have noted."""
 
-    def __init__(self, app: qnb.App, ledger: Path, **policy: bool) -> None:
+    def __init__(self, app: qnb.App, ledger: Path, **policy: Any) -> None:
         self.app, self.ledger, self.policy = app, ledger, policy
         self.prefix = "scan-1"
         self.task: Any = app.task(body)
@@ -101,7 +102,7 @@ class Scan:
         """Bodies that ran together; one that never ended did so when its worker was ``killed``."""
         notes = self.notes()
         over = {(index, pid) for index, pid, what, _ in notes if what == "end"}
-        lost = [(i, pid, "end", killed) for i, pid, what, _ in notes if (i, pid) not in over]
+        lost = [(i, p, "end", max(killed, at)) for i, p, _, at in notes if (i, p) not in over]
         running = most = 0
         for *_, what, _ in sorted([*notes, *lost], key=lambda note: note[3]):
             running += 1 if what == "start" else -1
@@ -148,7 +149,7 @@ def test_a_pause_holds_at_once_and_a_resume_goes_on_where_it_was(
     assert last < paused + PROMPT
     before = len(scan.starts())
     assert 30 < before < 300
-    assert workers.task(os.getpid, name="other").submit().get(timeout=5)  # nobody is in its way
+    assert workers.task(name="other")(os.getpid).submit().get(timeout=5)  # nobody is in its way
     assert len(scan.starts()) == before
     assert {record.status for record in scan.records(300)} == {"queued", "complete"}
     resumed = scan.gate()
@@ -156,9 +157,8 @@ def test_a_pause_holds_at_once_and_a_resume_goes_on_where_it_was(
     wait_until(lambda: scan.ended(310), "all have ended")
     order = [index for index, _ in scan.starts()]
     assert sorted(order) == list(range(310))  # each once
-    assert (
-        max(abs(index - at) for at, index in enumerate(order)) <= 40
-    )  # what two workers run and keep ready
+    strayed = max(abs(index - at) for at, index in enumerate(order))
+    assert strayed < 2 * FRONT  # what workers kept ready, or handed back to the front
     assert min(at for _, at in scan.starts()[before:]) < resumed + PROMPT
 
 

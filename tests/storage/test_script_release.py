@@ -9,7 +9,7 @@ import pytest
 from qnb.storage.gates import Gates
 from qnb.storage.keys import job_hex
 from qnb.storage.records import Call, unpack_notices
-from qnb.storage.scripts import INLINE
+from qnb.storage.scripts import FRONT, INLINE
 from tests.storage.desk import LATER, LOST, Desk, call
 
 SWEEP = "scan-1"
@@ -47,11 +47,19 @@ async def test_they_go_on_as_they_waited_and_before_what_came_later(desk: Desk) 
     assert await _order(desk) == [*ids[2:], later]
 
 
-async def test_thousands_go_on_in_order_and_none_is_lost(desk: Desk) -> None:
-    ids = await _park(desk, *(call(channel=SWEEP) for _ in range(1_200)))
-    assert await desk.store.sizes() == ({"default": 1_200}, 0)
+async def test_many_go_on_a_few_at_a_time_so_that_the_front_stays_the_front(desk: Desk) -> None:
+    gates, order = Gates(desk.store), []
+    ids = await _park(desk, *(call(channel=SWEEP) for _ in range(3 * FRONT)))
     await _go_on(desk)
-    assert await _order(desk, 2_000) == ids
+    assert await desk.entries() == FRONT
+    assert await desk.store.sizes() == ({"default": 3 * FRONT}, 0)
+    while claims := await desk.claim(count=20):
+        order += [claimed.spec.task_id for claimed in claims]
+        passed, open_ = await gates.admit(claims)
+        assert passed == claims
+        for place in open_:  # as long as there are more, who claims is told so
+            await gates.release(*place)
+    assert order == ids
 
 
 async def test_each_has_its_place_before_anybody_claims_it(desk: Desk) -> None:

@@ -95,7 +95,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(id_=ids, lane=lanes, due=times, expiry=times)
     def enqueue(self, id_: str, lane: str, due: Time, expiry: Time) -> None:
-        when = {"delay_ms": WHEN[due], "expire_ms": WHEN[expiry]}
+        when: dict[str, Any] = {"delay_ms": WHEN[due], "expire_ms": WHEN[expiry]}
         self.calls.append(call(id_, lane, channel=SWEEPS[id_], **when))
         self._send(self.calls[-1])
 
