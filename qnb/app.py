@@ -142,6 +142,7 @@ class App(Displayed):
         max_memory: int | str | None = None,
         isolation: Literal["loop", "thread", "process"] | None = None,
         unique: bool = False,
+        cache: bool = False,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Make a function a task: ``@app.task`` or ``@app.task(name=..., max_retries=3, ...)``.
@@ -304,7 +305,10 @@ class App(Displayed):
         If its kernel died while its jobs were being stored, the rest is stored from here.
         :class:`~qnb.UnknownSweep` if the queue does not know it.
         """
-        return Sweep(self._client, bridge.run(attach(self._client, check_sweep_name(name))))
+        found: Sweep[Any] = Sweep(
+            self._client, bridge.run(attach(self._client, check_sweep_name(name)))
+        )
+        return found._until_known()
 
     def forget(self, name: str) -> bridge.Command[bool]:
         """Remove a sweep with all its jobs and results; what has not ended is aborted first.

@@ -154,9 +154,7 @@ class TaskOptions:
     expire_ms: int = 0  #: it ends as expired if it has not been started within so long
     name: str | None = None  #: of a sweep; ``None`` makes a readable one
     on_error: OnError = "continue"  #: of a sweep; 'stop': its first failed job ends it
-    on_code_change: OnCodeChange = (
-        "warn"  #: of a sweep whose results are of other code: 'rerun' them
-    )
+    on_code_change: OnCodeChange = "warn"  #: of a sweep with older code's results: 'rerun', 'keep'
     max_running: int | None = None  #: of a sweep: how many of its jobs may run at once
     shuffle: bool = False  #: of a sweep: its jobs run in no order, so that early results spread
     dry_run: bool = False  #: of a sweep: say what would run, and store nothing

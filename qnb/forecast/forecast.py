@@ -54,6 +54,8 @@ class Progress:
     def __str__(self) -> str:
         return " · ".join(self._facts())
 
+    __repr__ = __str__  # as the last line of a cell
+
     def _facts(self) -> Iterator[str]:
         facts = [f"{self.done:,} of {self.total:,} done"]
         for count, word in (
@@ -66,7 +68,7 @@ class Progress:
             yield self.state
         if self.running:
             yield f"{self.running:,} running"
-        if not self.running + self.queued:
+        if not self.running + self.queued or self.state != "running":
             return
         if self.rate:
             yield _pace(self.rate)

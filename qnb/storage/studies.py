@@ -197,24 +197,26 @@ class Studies:
         fields: Mapping[str, Any] | None = None,
         points: Sequence[bytes] = (),
         any_version: bool = False,
-    ) -> bool:
-        """Note how far it has come; false if it has been forgotten or given other points."""
+    ) -> int:
+        """Note how far it has come: 1; 0 if it has been forgotten or given other points, and 2 if
+        it has been cancelled.
+        """
         done = await self._server.run(
             lambda: self._server.scripts.mark(
                 study.name, study.prefix, None if any_version else study.version, self.ttl_ms,
                 stored, digests, fields or {}, points,
             )
         )  # fmt: skip
-        return bool(done)
+        return int(done)
 
     async def ended(self, study: Study, end: End | None) -> bool:
         """Note how it ended, or that it goes on."""
         packed = pack([dict(end.counts), end.cached, end.finish]) if end else b""
-        return await self.mark(study, fields={"z": packed}, any_version=True)
+        return bool(await self.mark(study, fields={"z": packed}, any_version=True))
 
     async def held(self, study: Study, why: str) -> bool:
         """Note why it does not go on; nothing if it does."""
-        return await self.mark(study, fields={"h": why}, any_version=True)
+        return bool(await self.mark(study, fields={"h": why}, any_version=True))
 
     async def points(self, name: str) -> list[bytes]:
         """The signed parts of its points, in order."""

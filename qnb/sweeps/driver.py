@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -13,22 +15,27 @@ from qnb.client import Client, me
 from qnb.errors import BrokerError, QnbError
 from qnb.models import Failure
 from qnb.storage.gates import Gates, State
-from qnb.storage.studies import FAILED, RUNNING, UNKNOWN, Studies
+from qnb.storage.studies import ABORTED, FAILED, QUEUED, RUNNING, Studies
 from qnb.sweeps.comparing import codes_of
 from qnb.sweeps.designs import Design
 from qnb.sweeps.feed import Feed
 from qnb.sweeps.layout import Layout, digest_of
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.opening import Opened, read_layout
-from qnb.sweeps.submit import Submission, relaid
+from qnb.sweeps.submit import Cancelled, Submission, relaid
 
 __all__ = ["Driver"]
+
+log = logging.getLogger("qnb")
 
 #: seconds of silence after which another kernel is believed to have given up storing a sweep
 SILENT = 3.0
 
 #: seconds between two looks at a sweep that another kernel is storing
 LOOK = 0.5
+
+#: seconds between two looks at jobs that are being stopped
+STOPPING = 0.05
 
 #: how often points are laid out anew that somebody else has changed meanwhile
 TRIES = 5
@@ -41,11 +48,12 @@ class Driver:
         self, client: Client, opened: Opened, *, shuffle: bool = False, rerun: bool = False
     ) -> None:
         self.client = client
-        self.manifest = opened.manifest
         self.feed = Feed(client, opened.study, opened.layout or Layout())
+        self.submission = Submission(client, self.feed, opened.manifest)
         self.ready: Future[None] = Future()  #: it is known which job is where
         self.submitted: Future[None] = Future()  #: all is stored, or cannot be
         self.feed.limit = opened.manifest.max_running
+        self.is_plan = bool(opened.note)  #: nothing of it is stored
         self._opened = opened
         self._shuffle = shuffle
         self._rerun = rerun
@@ -54,9 +62,14 @@ class Driver:
         if opened.layout is not None:
             self.ready.set_result(None)
 
+    @property
+    def manifest(self) -> Manifest:
+        """How its jobs are made from now on."""
+        return self.submission.manifest
+
     def start(self) -> None:
         """Begin, in the background; what is only planned has ended."""
-        if self._opened.note:
+        if self.is_plan:
             self.feed.note = self._opened.note
             self.submitted.set_result(None)
             self.feed.settle()
@@ -77,6 +90,8 @@ class Driver:
         except asyncio.CancelledError:
             if self._filling is None or not self._filling.cancelled():
                 raise
+        except Cancelled:
+            await self.cancel()
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             self._fail(error)
         finally:
@@ -92,6 +107,12 @@ class Driver:
         self.client.storing.pop(self.feed.study.prefix, None)
         if not self.submitted.done():
             self.submitted.set_result(None)
+
+    async def known(self, limit: float) -> None:
+        """Return when the state of all jobs has been read, or after ``limit`` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self.feed.caught_up()
 
     async def _until_stored(self, task_id: str) -> None:
         """Return when that job is stored, or when it will not be; on any loop."""
@@ -155,7 +176,7 @@ class Driver:
 
     async def _fill(self, opened: Opened) -> None:
         feed, manifest = self.feed, self.manifest
-        submission = Submission(self.client, feed, manifest)
+        submission = self.submission
         await self.client.keep_code(manifest.parts)
         if opened.fresh and manifest.spec.policy.gated:
             await self._gate("open")
@@ -183,19 +204,23 @@ class Driver:
         stale = [place for place, code in enumerate(codes) if code not in (now, None)]
         waiting = [place for place in stale if feed.cells[place] <= RUNNING]
         if waiting:  # what it would still compute is of no use
-            gates = Gates((await self.client.link()).store)
-            await feed.patiently(lambda: gates.cancel([ids[p] for p in waiting], me()))
-            feed.look()
-            while any(feed.cells[place] <= RUNNING for place in waiting):
-                await asyncio.wrap_future(feed.more)
+            await self._end(waiting)
         feed.renew(stale)
         await self._again(stale)
-        self.manifest = replace(self.manifest, codes=(now,) if now else ())
+        others = sorted({code for code in await self._codes() if code and code != now})
+        known = (*others, now) if now else tuple(others)
+        self.submission.manifest = replace(self.manifest, codes=known)
         packed, studies = (
             self.manifest.packed(self.client.codec, feed.study.prefix),
             await self._studies(),
         )
         await feed.patiently(lambda: studies.mark(feed.study, fields={"m": packed, "z": b""}))
+
+    async def _codes(self) -> list[str | None]:
+        """The fingerprints of the functions of all jobs, also of those of no point any more."""
+        study = self.feed.study
+        ids = [study.id(number) for number in range(study.jobs)]
+        return await self.feed.patiently(lambda: codes_of(self.client, ids))
 
     async def _restart_stream(self, opened: Opened) -> None:
         """The points of a stream come anew."""
@@ -272,6 +297,9 @@ class Driver:
         where = f" at {frame.file}, line {frame.line}" if frame else ""
         count = self.feed.cells.count(FAILED)
         why = f"paused: the first {count} jobs all failed{where}: {failure.text}"
+        log.warning(
+            "sweep %r is %s. Mend the cell and call retry(), or resume()", self.feed.study.name, why
+        )
 
         async def hold() -> None:
             with contextlib.suppress(BrokerError):
@@ -280,52 +308,78 @@ class Driver:
         self._holding = asyncio.ensure_future(hold())
 
     async def cancel(self) -> int:
-        """End what has not ended: how many jobs."""
-        if self._filling is not None and not self._filling.done():
+        """End what has not ended, and wait until it has: how many jobs."""
+        if self._filling is not None and self._filling is not asyncio.current_task():
             self._filling.cancel()
-            await asyncio.gather(self._filling, return_exceptions=True)
-        feed, studies = self.feed, await self._studies()
+            await asyncio.wait({self._filling})
+        feed = self.feed
         await self._held("cancelled")
-        gates = Gates((await self.client.link()).store)
         open_ = [place for place, cell in enumerate(feed.cells) if cell <= RUNNING]
-        ids = [feed.study.id(feed.layout.number(place)) for place in open_]
-        ended, asked = await feed.patiently(lambda: gates.cancel(ids, me()))
-        found = await feed.patiently(lambda: studies.tally(ids))
-        unstored = [p for p, (cell, *_) in zip(open_, found, strict=True) if cell == UNKNOWN]
-        feed.leave_out(unstored)
+        unknown = await self._end(open_)
+        feed.leave_out(unknown)
         feed.stored = True
         feed.wake()
         self._let_leave()
-        return ended + asked + len(unstored)
+        return sum(feed.cells[place] == ABORTED for place in open_)
 
-    async def again(self, places: Sequence[int], manifest: Manifest) -> int:
-        """Run the finished jobs at ``places`` again, as ``manifest`` says; how many."""
+    async def _end(self, places: Sequence[int]) -> list[int]:
+        """Abort the jobs at ``places`` and wait until they have ended; those that are unknown."""
         feed, studies = self.feed, await self._studies()
-        self.manifest = manifest.newest(self.manifest)
+        ids = [feed.study.id(feed.layout.number(place)) for place in places]
+        gates = Gates(studies.store)
+        await feed.patiently(lambda: gates.cancel(ids, me()))
+        deadline = time.monotonic() + 2 * studies.store.options.lease_ms / 1000 + 1
+        while True:  # those that run are stopped by their workers
+            await feed.read(places)
+            open_ = {place for place in places if feed.cells[place] <= RUNNING}
+            unknown = open_.intersection(feed.unknown)
+            if open_ == unknown or time.monotonic() > deadline:
+                return sorted(unknown)
+            await asyncio.sleep(STOPPING)
+
+    async def again(
+        self, places: Sequence[int], manifest: Manifest, *, waiting: bool = False
+    ) -> int:
+        """Run the finished jobs at ``places`` again, as ``manifest`` says; how many.
+
+        With ``waiting``, those that wait are made anew with it, too.
+        """
+        feed, studies = self.feed, await self._studies()
+        async with self.submission.between_chunks:
+            self.submission.manifest = manifest.newest(self.manifest)
+            stored = feed.study.stored
+            old = [p for p, cell in enumerate(feed.cells) if waiting and cell == QUEUED]
+            old = [place for place in old if feed.layout.number(place) < stored]
         packed = self.manifest.packed(self.client.codec, feed.study.prefix)
         await feed.patiently(
             lambda: studies.mark(
                 feed.study, fields={"m": packed, "z": b"", "h": b""}, any_version=True
             )
         )
-        if self.feed.paused or self.manifest.spec.policy.gated:
+        await self.client.keep_code(manifest.parts)
+        if old:
+            old = [place for place in old if place not in set(places)]
+            await self._end(old)
+            ended = [place for place in old if feed.cells[place] > RUNNING]
+            feed.renew(ended)
+            places = [*places, *ended]
+        if feed.paused or self.manifest.spec.policy.gated:
             await self._gate("open")
             await self._held("")
-        await self.client.keep_code(manifest.parts)
         self._follow()
         return await self._again(places)
 
     async def _again(self, places: Sequence[int]) -> int:
-        submission = Submission(self.client, self.feed, self.manifest)
         try:
-            return await submission.again(places)
+            return await self.submission.again(places)
         finally:  # after an error they are as they were
             self.feed.renewed(dict.fromkeys(places, 0))
 
     async def extend(self, design: Design, manifest: Manifest) -> int:
         """Give the sweep these points and run those that are new, by ``manifest``; how many."""
         feed = self.feed
-        self.manifest = replace(manifest.newest(self.manifest), design=digest_of(design).hex())
+        newest = manifest.newest(self.manifest)
+        self.submission.manifest = replace(newest, design=digest_of(design).hex())
         if self._filling is not None and not self._filling.done():
             await asyncio.wait({self._filling})
         before = feed.study.jobs
@@ -333,7 +387,7 @@ class Driver:
         await self._lay_out(design)
         self._follow()
         try:
-            await Submission(self.client, feed, self.manifest).rest(lost=True)
+            await self.submission.rest(lost=True)
         finally:
             feed.stored = True
             feed.wake()

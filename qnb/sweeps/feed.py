@@ -181,15 +181,15 @@ class Feed:
         now = time.monotonic()
         if self._unread:
             unread, self._unread = sorted(self._unread), set()
-            await self._read(unread)
+            await self.read(unread)
         if self._behind:
             self._behind = False
-            await self._read([p for p, cell in enumerate(self.cells) if cell <= RUNNING])
+            await self.read([p for p, cell in enumerate(self.cells) if cell <= RUNNING])
         elif now - self._looked >= LOOK:
             at, most = self._at, LOOK_JOBS
             open_ = [p for p in range(at, len(self.cells)) if self.cells[p] <= RUNNING][:most]
             self._at = open_[-1] + 1 if len(open_) == most else 0
-            await self._read(open_)
+            await self.read(open_)
         else:
             return
         self._looked = time.monotonic()
@@ -207,7 +207,8 @@ class Feed:
                 and not says.get("leaving")
             )
 
-    async def _read(self, places: Sequence[int]) -> None:
+    async def read(self, places: Sequence[int]) -> None:
+        """Look at the jobs at ``places`` now; those that are not known are :attr:`unknown`."""
         study, stored, look = self.study, self.study.stored, self._looks
         self._looks += 1
         ids = [study.id(self.layout.number(place)) for place in places]

@@ -26,7 +26,7 @@ from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.reuse import serve
 from qnb.sweeps.spaces import Stream
 
-__all__ = ["CHUNK", "Submission", "create", "matched", "pack_parts", "relaid"]
+__all__ = ["CHUNK", "Cancelled", "Submission", "create", "matched", "pack_parts", "relaid"]
 
 #: jobs that are encoded and stored at a time, and encoded before others get their turn
 CHUNK = 500
@@ -136,13 +136,18 @@ async def relaid(
     return (made, Layout([(design, plain)])) if made else None
 
 
+class Cancelled(Exception):
+    """The sweep has been cancelled elsewhere while its jobs were being stored."""
+
+
 class Submission:
     """Stores what a sweep lacks, and runs again what is to be run again."""
 
     def __init__(self, client: Client, feed: Feed, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.between_chunks = asyncio.Lock()  #: held while one is made and sent
         self._client = client
         self._feed = feed
-        self.manifest = manifest
 
     async def rest(self, *, lost: bool) -> None:
         """Store every job that has not been stored; with ``lost``, also those that have expired."""
@@ -224,6 +229,10 @@ class Submission:
         feed.changed()
 
     async def _send(self, places: Sequence[int], digests: Sequence[bytes]) -> None:
+        async with self.between_chunks:
+            await self._send_chunk(places, digests)
+
+    async def _send_chunk(self, places: Sequence[int], digests: Sequence[bytes]) -> None:
         calls: list[Call] = []
         for at in range(0, len(places), SLICE):
             part, contents = places[at : at + SLICE], digests[at : at + SLICE]
@@ -256,11 +265,14 @@ class Submission:
             fields = {"j": study.jobs, "t": study.total, **(fields or {})}
         if stored is None:
             stored = study.stored
-        if not await feed.patiently(
+        noted = await feed.patiently(
             lambda: studies.mark(
                 study, stored=stored, digests=digests, points=points, fields=fields
             )
-        ):
+        )
+        if noted == 2:
+            raise Cancelled
+        if not noted:
             raise QnbError(
                 f"sweep {study.name!r} was forgotten or given other points elsewhere while its "
                 f"jobs were being stored; {study.stored:,} of {study.jobs:,} are. Run the cell "

@@ -37,6 +37,9 @@ __all__ = ["Sweep"]
 
 R = TypeVar("R")
 
+#: seconds that finding a sweep takes at most before its jobs' states are known
+READ = 3.0
+
 Errors = Literal["raise", "coerce", "return"]
 
 
@@ -101,6 +104,11 @@ class Sweep(Displayed, Sequence[Job[R]]):
     def _job(self, place: int) -> Job[R]:
         return Job(self._client, self._id(place))
 
+    def _until_known(self) -> Sweep[R]:
+        """It, once the state of its jobs has been read, or after a while."""
+        bridge.run(self._driver.known(READ))
+        return self
+
     # -- waiting -------------------------------------------------------------------------------
 
     def wait(self, timeout: float | timedelta | None = None) -> Sweep[R]:
@@ -117,7 +125,8 @@ class Sweep(Displayed, Sequence[Job[R]]):
                 if ended is self._feed.ended:
                     return self
         except FutureTimeout:
-            raise TimeoutError(f"{self!r} has not ended within {limit:g} s; it goes on") from None
+            why = self._feed.paused or "it goes on"
+            raise TimeoutError(f"{self!r} has not ended within {limit:g} s; {why}") from None
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(how_to_return(self.name))
             raise
@@ -184,10 +193,11 @@ class Sweep(Displayed, Sequence[Job[R]]):
 
         ``where`` is a mask with a bool for each point, or jobs, or their ids such as
         ``frame[frame.loss > 1].index``. They run with the function that is defined here now, if
-        this kernel has the task, else with the one they had. The answer is how many there are.
+        this kernel has the task, else with the one they had. A sweep that is held back goes on,
+        and what waits in it gets that function too. The answer is how many jobs there are.
         """
-        places = self._chosen(where)
-        manifest = self._todays()
+        places, manifest = self._chosen(where), self._todays()
+        held = where is None and self._feed.paused.startswith("paused")
 
         async def reopen() -> list[int]:
             feed = self._driver.feed
@@ -195,8 +205,10 @@ class Sweep(Displayed, Sequence[Job[R]]):
             feed.renew(ended)
             return ended
 
-        ended = bridge.run(reopen())
-        return bridge.Command(self._driver.again(ended, manifest), f"retry of sweep {self.name!r}")
+        return bridge.Command(
+            self._driver.again(bridge.run(reopen()), manifest, waiting=held),
+            f"retry of sweep {self.name!r}",
+        )
 
     def _todays(self) -> Manifest:
         """The manifest with the function that its task has here now."""
@@ -281,7 +293,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         from qnb.analysis import gather
 
         feed = self._laid_out()
-        places = [place for place, cell in enumerate(feed.cells) if cell in (FAILED, ABORTED)]
+        places = [place for place, cell in enumerate(feed.cells) if cell == FAILED]
         return gather.errors_frame(self._client, [self._id(place) for place in places])
 
     def to_xarray(self, *axes: str, values: str | Sequence[str] | None = None) -> XarrayDataset:
@@ -354,11 +366,12 @@ class Sweep(Displayed, Sequence[Job[R]]):
         """The last known state; no I/O."""
         feed = self._driver.feed
         now = feed.until or time.monotonic()
+        cells = b"" if self._driver.is_plan else bytes(feed.cells)
         return SweepSnapshot(
             name=self.name,
             fn_name=self.fn_name,
-            total=len(feed.cells),
-            cells=bytes(feed.cells),
+            total=len(cells),
+            cells=cells,
             elapsed=now - feed.since,
             eta=feed.estimated.eta if feed.left else None,
             errors=dict(feed.errors.most_common()),
@@ -395,11 +408,12 @@ class Sweep(Displayed, Sequence[Job[R]]):
 
     def __repr__(self) -> str:
         feed = self._driver.feed
-        failed = feed.cells.count(FAILED) + feed.cells.count(ABORTED)
-        return (
-            f"<Sweep {self.name!r} of {self.fn_name!r}: {len(feed.cells) - feed.left}/"
-            f"{len(feed.cells)} finished, {failed} failed; app.sweep({self.name!r})>"
-        )
+        if self._driver.is_plan:
+            return f"<Sweep {self.name!r} of {self.fn_name!r}: {feed.note}>"
+        total, aborted = len(feed.cells), feed.cells.count(ABORTED)
+        said = f"{total - feed.left:,}/{total:,} finished, {feed.cells.count(FAILED):,} failed"
+        said += f", {aborted:,} aborted" if aborted else ""
+        return f"<Sweep {self.name!r} of {self.fn_name!r}: {said}; app.sweep({self.name!r})>"
 
     __hash__ = object.__hash__
 

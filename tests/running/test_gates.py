@@ -235,7 +235,7 @@ def test_what_a_dead_worker_left_undone_is_done_by_another(
 
     on_store(workers, open_unheard)
     wait_until(lambda: scan.ended(10), "all have ended", 3)
-    assert scan.most_at_once() == 2
+    assert scan.most_at_once() <= 2
 
 
 def test_a_worker_in_this_process_obeys_and_leaves_when_all_that_is_left_is_paused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -170,9 +171,41 @@ def test_a_sweep_whose_first_jobs_all_fail_in_one_place_is_held_back(
     def f(x: int) -> int:
         return x
 
-    sweep.retry().result(5)
-    wait_until(lambda: sweep.snapshot().counts["done"] > 50, "it goes on")
-    sweep.cancel().result(10)
+    assert sweep.retry().result(10) > 10  # also what waited gets the new function
+    sweep.wait(20)
+    assert sweep.snapshot().counts["done"] == 5000
+
+
+def test_what_was_cancelled_can_be_run_again_at_once(serving: qnb.App) -> None:
+    @serving.task
+    async def f(x: int) -> int:
+        import asyncio
+
+        await asyncio.sleep(0.0001 * x)
+        return x
+
+    sweep = f.map(range(1000))
+    sweep[5].get(timeout=10)
+    left = sweep.cancel().result(20)
+    assert sweep.snapshot().counts["aborted"] == left
+    assert sweep.retry().result(10) == left
+    assert sweep.wait(20).results() == list(range(1000))
+
+
+def test_a_cancel_from_elsewhere_ends_the_storing_too(
+    app: qnb.App, elsewhere: qnb.App, wait_until: Wait
+) -> None:
+    @app.task
+    def f(x: int) -> int:
+        return x
+
+    sweep = f.options(name="much").map(range(40_000))
+    wait_until(lambda: sweep.snapshot().note.startswith("stored"), "it is being stored")
+    elsewhere.sweep("much").cancel().result(25)
+    sweep.wait(25)
+    assert sweep.snapshot().counts["aborted"] == 40_000
+    assert elsewhere.sweep("much").wait(20).snapshot().counts["aborted"] == 40_000
+    wait_until(lambda: asyncio.run(app.queue_size()) == 0, "nothing waits")
 
 
 def test_a_sweep_some_of_whose_jobs_succeed_is_not_held_back(serving: qnb.App) -> None:

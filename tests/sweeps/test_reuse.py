@@ -79,6 +79,23 @@ def test_changed_code_is_run_again_where_that_is_wanted(
     f.options(name="scan").map([1.0, 2.0, 3.0])  # warns of nothing
 
 
+def test_results_of_other_code_are_told_also_after_some_were_run_again(serving: qnb.App) -> None:
+    @serving.task
+    def f(x: int) -> int:
+        return x
+
+    f.options(name="m").map([1, 2, 3, 4]).wait(10)
+
+    @serving.task  # type: ignore[no-redef]
+    def f(x: int) -> int:
+        return -x
+
+    assert f.options(name="m", on_code_change="rerun").map([1, 2]).wait(10).results() == [-1, -2]
+    with pytest.warns(qnb.CodeChanged, match="2 of 4 jobs"):
+        sweep = f.options(name="m").map([1, 2, 3, 4])
+    assert sweep.wait(10).results() == [-1, -2, 3, 4]
+
+
 def test_a_comment_is_no_change(serving: qnb.App, ran: Callable[..., list[str]]) -> None:
     @serving.task
     def f(x: float) -> float:

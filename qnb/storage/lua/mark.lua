@@ -8,9 +8,10 @@
 --       4 jobs stored so far, '' if that is not the news; 5 the first job of the digests
 --       6 digests, 16 bytes each, '' for none; 7 number of fields; then field, value of each
 --       then more parts of its points
--- Returns 1; 0 if it is another sweep by now, has been forgotten or was given other points.
+-- Returns 1; 0 if it is another sweep by now, has been forgotten or was given other points; 2, having
+-- noted the same, if it has been cancelled: whoever stores its jobs stops.
 local sweep, points, digests = KEYS[1], KEYS[2], KEYS[3]
-local known = redis.call('HMGET', sweep, 'p', 'v', 's')
+local known = redis.call('HMGET', sweep, 'p', 'v', 's', 'h')
 if known[1] ~= ARGV[1] or (ARGV[2] ~= '' and known[2] ~= ARGV[2]) then return 0 end
 local stored, count = tonumber(ARGV[4]), tonumber(ARGV[7])
 local first, last = 8 + 2 * count, #ARGV
@@ -30,4 +31,4 @@ for i = first, last do
   redis.call('RPUSH', points, ARGV[i])
 end
 for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
-return 1
+return string.sub(known[4] or '', 1, 9) == 'cancelled' and 2 or 1
