@@ -14,6 +14,7 @@ import pytest
 from comm.base_comm import BaseComm
 
 from qnb.notebook import live
+from tests.notebook.kernels import Kernels
 
 
 @dataclass
@@ -65,3 +66,11 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Channel]:
     yield sent
     # what still waits must not be published into the next test's channel
     live._publisher.settle(list(live._views.values()))
+
+
+@pytest.fixture
+def kernels() -> Iterator[Kernels]:
+    """Starts real kernels; what is left of them ends with the test."""
+    kernels = Kernels()
+    yield kernels
+    kernels.end()

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
-from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.manager import KernelManager
 
-import qnb
+from tests.notebook.kernels import Kernels
 
 Wait = Callable[..., Any]
 
@@ -54,52 +50,19 @@ SECOND = """
 """
 
 
-@pytest.fixture
-def kernels() -> Iterator[Callable[[], tuple[KernelManager, BlockingKernelClient]]]:
-    """Starts real kernels; what is left of them ends with the test."""
-    started: list[tuple[KernelManager, BlockingKernelClient]] = []
-    context: zmq.Context[Any] = zmq.Context()
-
-    def start() -> tuple[KernelManager, BlockingKernelClient]:
-        manager = KernelManager(kernel_name="python3", context=context)
-        manager.start_kernel(env={**os.environ, "PYTHONPATH": str(Path(qnb.__file__).parents[1])})
-        client = manager.blocking_client()
-        client.start_channels()
-        client.wait_for_ready(timeout=20)
-        started.append((manager, client))
-        return manager, client
-
-    yield start
-    for manager, client in started:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-    context.destroy(linger=0)
-
-
-def run(client: BlockingKernelClient, cell: str, **names: str) -> None:
-    """Execute a cell; its error is this test's."""
-    reply = client.execute_interactive(
-        textwrap.dedent(cell).format(**names), timeout=60, output_hook=lambda _: None
-    )
-    content = reply["content"]
-    assert content["status"] == "ok", "\n".join(content.get("traceback", []))
-
-
 @pytest.mark.timeout(90)
 def test_a_killed_kernels_sweep_is_all_there_in_another_and_nothing_ran_twice(
     server_url: str, queue: str, tmp_path: Path, wait_until: Wait,
-    kernels: Callable[[], tuple[KernelManager, BlockingKernelClient]],
+    kernels: Kernels,
 ) -> None:  # fmt: skip
     ledger = tmp_path / "ledger"
     names = {"url": server_url, "queue": queue, "ledger": str(ledger)}
-    first, client = kernels()
-    run(client, FIRST, **names)
-    pid = first.provisioner.pid  # type: ignore[union-attr, attr-defined]
-    os.kill(pid, signal.SIGKILL)
+    first = kernels.start()
+    first.run(FIRST, **names)
+    os.kill(first.pid, signal.SIGKILL)
     wait_until(lambda: not first.is_alive(), "the kernel is dead")
     done = ledger.read_text().count("end")
     assert done < 300  # it was killed in the middle
-    _, client = kernels()
-    run(client, SECOND, **names)
+    kernels.start().run(SECOND, **names)
     lines = Counter(ledger.read_text().splitlines())
     assert lines == {f"{word} {point}": 1 for word in ("start", "end") for point in range(300)}
