@@ -297,6 +297,10 @@ class SweepSnapshot:
     errors: Mapping[str, int] = field(default_factory=dict)  #: error text → how many jobs
     note: str = ""  #: what the reader should know: "reconnecting", "stored 200 of 1,000"
     whole: bool = True  #: is every job known and stored?
+    eta_low: float | None = None  #: in eight of ten cases ``eta`` is between this
+    eta_high: float | None = None  #: and this
+    rate: float | None = None  #: jobs a second, of late
+    state: str = "running"  #: as that of a :class:`SweepInfo`
 
     @property
     def counts(self) -> dict[str, int]:

@@ -63,6 +63,7 @@ GLYPHS = {
     "complete": "✓",
     "not_found": "?",
     "finished": "!",
+    "paused": "‖",
 }
 _TONE_OF = {
     "scheduled": "queued",
@@ -177,6 +178,8 @@ def sweep_word(snapshot: SweepSnapshot) -> str:
     counts = snapshot.counts
     if snapshot.finished:
         return "finished" if counts["failed"] else "aborted" if counts["aborted"] else "done"
+    if snapshot.state == "paused":
+        return "paused"
     return "queued" if counts["queued"] == len(snapshot.cells) else "running"
 
 

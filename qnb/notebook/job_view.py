@@ -41,6 +41,9 @@ class JobRenderer(LiveRenderer[JobRecord]):
             "elapsed": _elapsed(snapshot),
         }
 
+    def actions(self, snapshot: JobRecord) -> list[tuple[str, str]]:
+        return [] if self.finished(snapshot) else [("abort", "Abort")]
+
     def finished(self, snapshot: JobRecord) -> bool:
         return snapshot.status in FINAL
 

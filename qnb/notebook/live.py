@@ -30,6 +30,8 @@ BYTES_PER_SECOND = 400_000  #: of one view, so that a large one is sent less oft
 CARD_PERIOD = 5.0  #: seconds between two renewals of a static card
 SETTLE = 1.0  #: seconds that the end of a cell waits for its finished views at most
 
+ANSWER = 60.0  #: seconds that the answer to a pressed button is waited for
+
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
@@ -53,8 +55,12 @@ class LiveRenderer(ABC, Generic[S]):
 
     @abstractmethod
     def state(self, snapshot: S) -> dict[str, Any]:
-        """The words and numbers to show, tidy. A change of ``elapsed`` or ``eta`` alone is no news:
-        the browser counts on by itself."""
+        """The words and numbers to show, tidy. A change of times alone (``elapsed``, ``eta``) is no
+        news: the browser counts on by itself."""
+
+    def actions(self, snapshot: S) -> list[tuple[str, str]]:
+        """The buttons: what each does, by the name of the thing's command, and its label."""
+        return []
 
     def cells(self, snapshot: S) -> bytes | None:
         """A byte a job, for a view that has them."""
@@ -105,8 +111,10 @@ class View(Generic[S]):
         self._card_last: tuple[object, ...] = ()
         self._card_due = 0.0
         self._frozen = False
+        self._said = ""  # what became of the button that was pressed last
         traits, self._last = self._traits(thing.snapshot())
         self._widget = renderer.widget()(card=self._ident, **traits)
+        self._widget.on_msg(self._pressed)
         self._unwatch = thing.watch(self.mark)
 
     @property
@@ -158,11 +166,39 @@ class View(Generic[S]):
     def _traits(self, snapshot: S) -> tuple[dict[str, Any], tuple[object, ...]]:
         """What the widget is to hold, and what of it is news when it changes."""
         state, cells = self._renderer.state(snapshot), self._renderer.cells(snapshot)
-        news = {key: value for key, value in state.items() if key not in ("elapsed", "eta")}
-        traits: dict[str, Any] = {"state": {**state, "at": now_ms()}}
+        passing = ("elapsed", "eta", "eta_low", "eta_high", "rate")
+        news = {key: value for key, value in state.items() if key not in passing}
+        actions = self._renderer.actions(snapshot)
+        extra = {"actions": [list(action) for action in actions], "said": self._said}
+        news |= extra
+        traits: dict[str, Any] = {"state": {**state, **extra, "at": now_ms()}}
         if cells is not None:
             traits["cells"] = cells
         return traits, (news, cells)
+
+    # Front ends differ in the thread that a press arrives on; none of them may be kept waiting.
+
+    def _pressed(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        asked = content.get("press") if isinstance(content, dict) else None
+        for name, label in self._renderer.actions(self._thing.snapshot()):
+            if name == asked:
+                self._say(f"{label}: sent")
+                thread = threading.Thread(
+                    target=self._act, args=(name, label), name="qnb-press", daemon=True
+                )
+                thread.start()
+
+    def _act(self, name: str, label: str) -> None:
+        try:
+            getattr(self._thing, name)().result(ANSWER)
+        except Exception as error:  # noqa: BLE001 - nobody else would show it
+            self._say(html.clip(f"{label}: {type(error).__name__}: {error}", html.ERROR_CHARS))
+        else:
+            self._say(f"{label}: done")
+
+    def _say(self, said: str) -> None:
+        self._said = said
+        self.mark()
 
     def _send(self, snapshot: S) -> Sent:
         traits, news = self._traits(snapshot)

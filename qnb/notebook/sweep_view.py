@@ -40,7 +40,17 @@ class SweepRenderer(LiveRenderer[SweepSnapshot]):
             "ticking": not snapshot.finished,
             "elapsed": snapshot.elapsed,
             "eta": snapshot.eta,
+            "eta_low": snapshot.eta_low,
+            "eta_high": snapshot.eta_high,
+            "rate": snapshot.rate,
         }
+
+    def actions(self, snapshot: SweepSnapshot) -> list[tuple[str, str]]:
+        if snapshot.finished:
+            return []
+        paused = snapshot.state == "paused"
+        found = [("resume", "Resume") if paused else ("pause", "Pause"), ("cancel", "Cancel")]
+        return [*found, ("retry", "Retry failed")] if snapshot.counts["failed"] else found
 
     def cells(self, snapshot: SweepSnapshot) -> bytes:
         return snapshot.cells

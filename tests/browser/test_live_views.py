@@ -175,3 +175,39 @@ def test_a_real_sweep_on_real_workers_is_live_and_stays(
     nb.run(5)
     assert nb.errors() == []
     assert nb.offsite == []
+
+
+REAL = """
+import secrets, time, qnb
+app = qnb.App(queue_name="buttons-" + secrets.token_hex(4))
+pool = app.start_workers(2, linger="60 s")
+
+@app.task
+def nap(x):
+    time.sleep(0.05)
+    return x
+
+sweep = nap.map(range(400))
+sweep
+"""
+
+
+def test_the_buttons_of_a_sweep_pause_resume_and_cancel_it(open_notebook: Open) -> None:
+    from playwright.sync_api import expect
+
+    nb = open_notebook(REAL, "assert sweep.wait(30).snapshot().counts['aborted'] > 0; pool.stop()")
+    nb.run(0)
+    view = nb.output(0)
+    view.get_by_role("button", name="Pause").click()
+    expect(view).to_contain_text("Pause: done")
+    expect(view.locator(".qnb-word")).to_have_text("paused")
+    resume = view.get_by_role("button", name="Resume")
+    resume.focus()
+    nb.page.keyboard.press("Enter")
+    expect(view).to_contain_text("Resume: done")
+    _assert_moves(nb, view)
+    view.get_by_role("button", name="Cancel").click()
+    expect(view).to_contain_text("400 of 400 finished", timeout=20_000)
+    nb.run(1)
+    assert nb.errors() == []
+    assert nb.offsite == []

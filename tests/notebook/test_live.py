@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -219,3 +220,49 @@ def test_without_a_kernel_nothing_is_loaded_and_the_plain_form_is_used() -> None
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+@dataclass
+class _Pressed(_Thing):
+    """A thing with commands, one of which fails."""
+
+    asked: list[str] = field(default_factory=list)
+
+    def _command(self, name: str) -> Any:
+        self.asked.append(name)
+        if name == "cancel":
+            raise RuntimeError("no server answers")
+        answer: Future[bool] = Future()
+        answer.set_result(True)
+        return answer
+
+    def pause(self) -> Any:
+        return self._command("pause")
+
+    def cancel(self) -> Any:
+        return self._command("cancel")
+
+
+def _said(channel: Any) -> str | None:
+    return channel.updates[-1]["state"].get("said") if channel.updates else None
+
+
+def test_a_pressed_button_is_answered_at_once_and_says_what_became_of_it(channel: Any) -> None:
+    thing = _Pressed(_sweep(3))
+    sweep_view.renderer.show(thing)
+    view = next(iter(live._views.values()))
+    assert [name for name, _ in view._widget.state["actions"]] == ["pause", "cancel"]
+    view._widget._handle_custom_msg({"press": "pause"}, [])
+    _wait_until(lambda: _said(channel) == "Pause: done", "its answer")
+    view._widget._handle_custom_msg({"press": "cancel"}, [])
+    _wait_until(lambda: "RuntimeError: no server answers" in (_said(channel) or ""), "the error")
+    for nonsense in ({"press": "forget"}, {"press": ["pause"]}, "pause", None):
+        view._widget._handle_custom_msg(nonsense, [])
+    assert thing.asked == ["pause", "cancel"]
+
+
+def test_a_paused_sweep_says_so_and_offers_to_go_on() -> None:
+    paused = _sweep(3, state="paused")
+    assert sweep_view.renderer.state(paused)["word"] == "paused"
+    assert [label for _, label in sweep_view.renderer.actions(paused)] == ["Resume", "Cancel"]
+    assert sweep_view.renderer.actions(_sweep(1_000)) == []

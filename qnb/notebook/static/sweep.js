@@ -98,9 +98,13 @@ function render(context) {
     const spent = state.elapsed + passed;
     const left = state.eta == null ? null : state.eta - passed;
     const parts = [];
+    if (state.ticking && state.rate >= 1) parts.push(`${number(Math.round(state.rate))} jobs/s`);
     if (spent > 0) parts.push(state.ticking ? ticking(spent) : duration(spent));
     if (state.ticking && left != null) {
-      parts.push(left >= 1 ? `about ${duration(Math.ceil(left))} left` : "nearly done");
+      const [low, high] = [state.eta_low, state.eta_high].map(
+        (at) => (at == null ? null : duration(Math.max(0, Math.ceil(at - passed)))));
+      const between = low != null && low !== high ? ` (${low} – ${high})` : "";
+      parts.push(left >= 1 ? `about ${duration(Math.ceil(left))} left${between}` : "nearly done");
     }
     return parts.join(" · ");
   };

@@ -60,13 +60,15 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
   const name = element("strong", "qnb-name");
   const id = element("code", "qnb-id");
   const time = element("span", "qnb-time");
+  const buttons = element("div", "qnb-buttons");
+  const said = element("span", "qnb-said");
   const problem = element("div", "qnb-problem");
   const voice = element("div", "qnb-voice");
   voice.setAttribute("role", "status");
   voice.setAttribute("aria-live", "polite");
   sign.setAttribute("aria-hidden", "true");
   const root = element("section", "qnb-view",
-    element("header", "qnb-head", chip, name, id, time), ...parts, problem, voice);
+    element("header", "qnb-head", chip, name, id, time), ...parts, buttons, problem, voice);
   root.setAttribute("role", "group");
 
   // The static card below stands for this view in a file without a kernel. This rule hides it for
@@ -84,6 +86,32 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
     spokenAt = now;
     voice.textContent = text;
   };
+  // A button stays the same node while it is there, so that it keeps the keyboard's focus.
+  const pressed = new Map();
+  const drawButtons = (state) => {
+    const actions = state.actions ?? [];
+    for (const [action, label] of actions) {
+      if (pressed.has(action)) continue;
+      const button = element("button", "qnb-button", label);
+      button.type = "button";
+      button.addEventListener("click", () => {
+        setText(said, `${label}: sent`);
+        voice.textContent = `${label}: sent`;
+        model.send({ press: action });
+      });
+      pressed.set(action, button);
+    }
+    const wanted = actions.map(([action]) => pressed.get(action));
+    for (const [action, button] of pressed) {
+      if (!wanted.includes(button)) { button.remove(); pressed.delete(action); }
+    }
+    wanted.forEach((button, i) => {
+      if (buttons.children[i] !== button) buttons.insertBefore(button, buttons.children[i] ?? null);
+    });
+    if (said.parentNode !== buttons) buttons.append(said);
+    setText(said, state.said ?? "");
+    buttons.hidden = wanted.length === 0 && !state.said;
+  };
   const drawTime = () => setText(time, tick(model.get("state")));
   const paint = () => {
     raf = 0;
@@ -95,6 +123,7 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
     setText(name, state.name);
     setText(id, state.id);
     setText(problem, state.problem ?? "");
+    drawButtons(state);
     drawTime();
     say(state.word, `${state.name}: ${draw(state) || state.word}`);
   };
