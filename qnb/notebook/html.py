@@ -66,6 +66,7 @@ GLYPHS = {
     "paused": "‖",
 }
 _TONE_OF = {
+    "paused": "queued",
     "scheduled": "queued",
     "expired": "aborted",
     "crashed": "failed",

@@ -36,7 +36,7 @@ class SweepRenderer(LiveRenderer[SweepSnapshot]):
             "counts": [[name, html.GLYPHS[name], counts[name]] for name in CELLS],
             "errors": [list(group) for group in errors],
             "left_out": left_out,
-            "note": html.clip(snapshot.note, html.ERROR_CHARS),
+            "note": "" if snapshot.note == word else html.clip(snapshot.note, html.ERROR_CHARS),
             "ticking": not snapshot.finished,
             "elapsed": snapshot.elapsed,
             "eta": snapshot.eta,

@@ -359,7 +359,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
         if feed.ended.done():
             return "finished" if feed.ended.exception() is None else "incomplete"
         if self._feed.paused:
-            return self._feed.paused.partition(":")[0]
+            return self._feed.paused.partition(":")[0]  # the reason follows
         return "running"
 
     def snapshot(self) -> SweepSnapshot:

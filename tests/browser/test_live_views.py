@@ -192,7 +192,9 @@ sweep
 """
 
 
-def test_the_buttons_of_a_sweep_pause_resume_and_cancel_it(open_notebook: Open) -> None:
+def test_the_buttons_of_a_sweep_pause_resume_and_cancel_it(
+    open_notebook: Open, screenshots: Path
+) -> None:
     from playwright.sync_api import expect
 
     nb = open_notebook(REAL, "assert sweep.wait(30).snapshot().counts['aborted'] > 0; pool.stop()")
@@ -201,6 +203,7 @@ def test_the_buttons_of_a_sweep_pause_resume_and_cancel_it(open_notebook: Open) 
     view.get_by_role("button", name="Pause").click()
     expect(view).to_contain_text("Pause: done")
     expect(view.locator(".qnb-word")).to_have_text("paused")
+    view.screenshot(path=screenshots / "paused.png")
     resume = view.get_by_role("button", name="Resume")
     resume.focus()
     nb.page.keyboard.press("Enter")
