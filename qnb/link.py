@@ -55,6 +55,7 @@ class LoopLink:
         self.reads: Batcher[str, JobRecord | None] = Batcher(self._read, most=500)
         #: as ``reads``, for those who wait: no call, and a result only of what has ended
         self.looks: Batcher[str, JobRecord | None] = Batcher(self.store.ended, most=500)
+        self.closed = False  #: will it never be used again?
         self._name = name
         self._runs = runs
         self._stored: set[str] = set()  # digests of functions that the store has, or has had
@@ -309,6 +310,7 @@ class LoopLink:
         self._ticker = None
 
     async def close(self) -> None:
+        self.closed = True
         feeds = [feed.task for feed in self._feeds.values()]
         self._feeds.clear()
         self._attending.clear()

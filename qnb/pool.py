@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import platformdirs
 
@@ -116,6 +116,9 @@ class Pool(Displayed):
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a pool stays in this process: a task that needs it calls app.pool()")
 
     def __repr__(self) -> str:
         return f"<Pool of queue {self._client.options.queue_name!r} on {socket.gethostname()}>"

@@ -281,16 +281,28 @@ class Task(Generic[P, R]):
 
     def _content(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """What the arguments are, by name: as of the same point of a sweep."""
-        given = dict(kwargs)
-        if self.fn is not None:
-            given = dict(inspect.signature(self.fn).bind(*args, **kwargs).arguments)
-        elif args:
-            given |= {f"arg_{at}": value for at, value in enumerate(args)}
+        given = self._by_name(args, kwargs)
         design = designs.Columns(given, [(value,) for value in given.values()], 1)
         try:
             return point_digests(design, 0, 1)[0].hex()
         except EncodingError:
             return ""
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by the names they have in the function."""
+        if self.fn is None:
+            return {f"arg_{at}": value for at, value in enumerate(args)} | kwargs
+        signature = inspect.signature(self.fn)
+        given: dict[str, Any] = {}
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                given |= {f"*{at}": one for at, one in enumerate(value)}
+            elif kind is inspect.Parameter.VAR_KEYWORD:  # one may be called as one before the "/"
+                given |= {f"**{w}" if w in given else w: one for w, one in value.items()}
+            else:
+                given[name] = value
+        return given
 
     @functools.cached_property
     def policy(self) -> Policy:

@@ -41,6 +41,11 @@ class QueueExecutor(Executor):
                 "unique=True: each future of an executor is a job of its own; leave it out, or "
                 "have equal calls computed once with cache=True"
             )
+        if "max_workers" in options:
+            raise InvalidOption(
+                f"max_workers={options['max_workers']!r}: an executor has as many as the workers "
+                "of its queue have slots; app.start_workers(n) starts some"
+            )
         self.client = client
         self._given = options
         self._options = TaskOptions.of_a_task("app.executor", options)
@@ -117,7 +122,7 @@ class QueueExecutor(Executor):
         ``TimeoutError`` if a result is not there ``timeout`` seconds after this call. Other options
         are those of this Python's ``Executor.map``.
         """
-        if chunksize < 1:
+        if type(chunksize) is not int or chunksize < 1:
             raise InvalidOption(f"chunksize={chunksize!r}: expected a whole number ≥ 1")
         called = fn.fn if isinstance(fn, Task) else fn
         if chunksize == 1 or called is None or inspect.iscoroutinefunction(called):

@@ -52,7 +52,11 @@ def to_xarray(
     codes, labels = _coordinates(flat, dims)
     shape = tuple(len(values) for values in labels)
     _check_cells(dims, shape, len(flat))
-    where = _places(flat, dims, codes, shape)
+    where = _places(
+        flat, dims, codes, shape,
+        "name all parameters that vary, or keep one row of each, as in "
+        f"frame.drop_duplicates({list(dims)!r})",
+    )  # fmt: skip
     chosen = [values] if isinstance(values, str) else values
     beside = [name for name in varying if name not in dims]
     results = _known(flat, chosen) if chosen is not None else _results(frame, flat, parameters)
@@ -79,6 +83,8 @@ def pivot(frame: pd.DataFrame, index: str, columns: str, values: str | None = No
     """
     flat = _flat(frame)
     _known(flat, [index, columns])
+    if index == columns:
+        raise InvalidOption(f"pivot() lays out two columns, not {index!r} twice: name another one")
     if values is None:
         results = [name for name in frame.attrs.get("results", ()) if name in flat]
         if len(results) != 1:
@@ -89,7 +95,11 @@ def pivot(frame: pd.DataFrame, index: str, columns: str, values: str | None = No
         [values] = results
     _known(flat, [values])
     codes, labels = _coordinates(flat, [index, columns])
-    _places(flat, [index, columns], codes, tuple(map(len, labels)))
+    _places(
+        flat, [index, columns], codes, tuple(map(len, labels)),
+        "choose rows of which there is one each, or show their mean: "
+        f"frame.pivot_table({values!r}, {index!r}, {columns!r})",
+    )  # fmt: skip
     return flat.pivot(index=index, columns=columns, values=values)
 
 
@@ -169,20 +179,19 @@ def _check_cells(dims: Sequence[str], shape: Sequence[int], points: int) -> None
 
 
 def _places(
-    flat: pd.DataFrame, dims: Sequence[str], codes: Sequence[Any], shape: tuple[int, ...]
-) -> np.ndarray[Any, Any]:
-    """The cell of every row; two rows in one cell are refused."""
+    flat: pd.DataFrame, dims: Sequence[str], codes: Sequence[Any], shape: tuple[int, ...],
+    remedy: str,
+) -> np.ndarray[Any, Any]:  # fmt: skip
+    """The cell of every row; two rows in one cell are refused, and ``remedy`` named."""
     where = np.zeros(len(flat), dtype=np.int64)
     for code, size in zip(codes, shape, strict=True):
         where = where * size + code
     order = np.sort(where)
     if (order[1:] == order[:-1]).any():
         [at] = np.flatnonzero(pd.Series(where).duplicated(keep="first"))[:1]
-        point = ", ".join(f"{name}={flat[name].iloc[at]!r}" for name in dims)
-        raise InvalidOption(
-            f"more than one row has {point}: name all parameters that vary, or keep one row of "
-            f"each, as in frame.drop_duplicates({list(dims)!r})"
-        )
+        [row] = flat[list(dims)].iloc[[at]].astype(object).to_dict("records")  # numbers as written
+        point = ", ".join(f"{name}={value!r}" for name, value in row.items())
+        raise InvalidOption(f"more than one row has {point}: {remedy}")
     return where
 
 

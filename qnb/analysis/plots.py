@@ -23,6 +23,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba_array
+    from matplotlib.dates import ConciseDateFormatter
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 except ImportError as missing:
@@ -384,9 +385,10 @@ def _along(axis: Any, column: Column, *, is_result: bool) -> Floats:
         size, unit = _unit(2 * float(np.median(known)) if len(known) else 0.0)
         found, label = found / size, f"{label} ({unit})"
     elif pd.api.types.is_datetime64_any_dtype(column):
-        axis.axes.xaxis_date() if axis.axis_name == "x" else axis.axes.yaxis_date()
-        days = (column - pd.Timestamp(0, tz=column.dt.tz)) / pd.Timedelta(days=1)
-        found = np.asarray(days, dtype=np.float64)
+        axis.axis_date()
+        locator = axis.get_major_locator()
+        axis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        found = _seconds(column - pd.Timestamp(0, tz=column.dt.tz)) / 86_400
     elif _is_numeric(column):
         found = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:

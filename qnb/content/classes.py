@@ -45,6 +45,8 @@ def attributes(cls: type) -> dict[str, Any]:
         found |= _fields(cls)
     if issubclass(cls, Enum):
         found |= {name: member.value for name, member in cls.__members__.items()}
+        boundary = getattr(cls, "_boundary_", None)  # of flags
+        found["@members"] = [*cls.__members__, getattr(boundary, "name", "")]  # in their order
     elif "_field_defaults" in vars(cls):
         found |= {"_fields": vars(cls)["_fields"], "_field_defaults": vars(cls)["_field_defaults"]}
     return dict(sorted(found.items()))
@@ -64,11 +66,11 @@ def _own(cls: type) -> Iterator[tuple[str, Any]]:
             continue
         function = _function(value)
         if function is None:
-            if is_enum and (name.startswith("_") or type(value).__module__ == "enum"):
+            if is_enum and (name[0] == name[-1] == "_" or type(value).__module__ == "enum"):
                 continue  # what Python notes of its members
             if type(value).__name__ == "_tuplegetter":
                 continue  # a field of a named tuple
-        elif _is_made(function, cls):
+        elif name.startswith("_") and _is_made(function, cls):
             continue
         yield name, value
 

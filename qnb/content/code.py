@@ -27,7 +27,8 @@ _ROOM = 200_000  #: bytes that the texts of one packed code may take …
 _MOST = 1_000  #: … and parts that are kept of it
 _LONGEST = 16_000  #: characters of one text
 _NAME = 200  #: characters of a name, a place or a reason
-_SHOWN = 40  #: lines of one difference that are shown
+_SHOWN = 40  #: lines of all differences together that are shown …
+_TOLD = 12  #: … and changes that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +140,7 @@ def _difference(old: str, new: str) -> Iterator[str]:
     lines = difflib.unified_diff(
         old.splitlines(), new.splitlines(), "before", "now", lineterm="", n=2
     )
-    for at, line in enumerate(lines):
-        if at == _SHOWN:
-            yield "  …"
-            return
-        yield f"  {line}"
+    yield from (f"  {line}" for line in lines)
 
 
 def _place(part: Part) -> str:
@@ -185,6 +182,11 @@ def explain(old: Code, new: Code) -> str:
     """What differs, as text for a person; empty where nothing does."""
     if old.digest == new.digest:
         return ""
-    told = [str(change) for change in changes(old, new)]
+    found, told, room = changes(old, new), list[str](), _SHOWN
+    for change in found[:_TOLD]:
+        head, *lines = str(change).splitlines()
+        told += [head, *lines[:room], *["  …"] * (len(lines) > room > 0)]
+        room = max(0, room - len(lines))
+    told += [f"and {len(found) - _TOLD:,} more"] if len(found) > _TOLD else []
     told += [f"it cannot be compared: {new.reason}"] if new.reason else []
     return "\n".join(told) or "something changed that it reaches, of which no record was kept"

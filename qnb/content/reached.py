@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import Context, ContextVar
 from functools import cached_property
 from threading import Lock, RLock
 from types import FunctionType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, NewType, TypeVar
 
 from qnb.content.packages import module_of
 from qnb.content.text import text_of
@@ -37,16 +38,29 @@ def node_of(value: Any) -> Node | None:
         return Node("property", (value.fget, value.fset, value.fdel))
     if isinstance(value, cached_property):
         return Node("cached_property", (value.func,))
-    if isinstance(value, TypeVar | ContextVar):
-        return Node("variable", (getattr(value, "name", None) or getattr(value, "__name__", ""),))
+    if isinstance(value, TypeVar | ContextVar | NewType):
+        return _named(value)
     if isinstance(value, _LOCKS):
         return Node("lock")
     if value is type(None):  # builtins do not name it
         return Node("NoneType")
+    if type(value).__name__.endswith("InteractiveShell") and module_of(value):
+        return Node("shell")  # that get_ipython is a method of; it holds all that was ever run
     if is_handle(value) and type(value).__module__ in _HANDLES:
         ids = [getattr(value, name, None) for name in ("name", "id", "prefix")]
         return Node("handle", (type(value).__name__, [text for text in ids if type(text) is str]))
     return _wrapped(value)
+
+
+def _named(value: TypeVar | ContextVar[Any] | NewType) -> Node:
+    if isinstance(value, TypeVar):
+        return Node("variable", (value.__name__,))
+    if isinstance(value, NewType):
+        return Node("new type", (value.__name__, value.__supertype__))
+    default = []  # what it has where nobody has set it
+    with suppress(LookupError):
+        default.append(Context().run(value.get))
+    return Node("variable", (value.name, *default))
 
 
 def _wrapped(value: Any) -> Node | None:

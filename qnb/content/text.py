@@ -93,6 +93,8 @@ def _read(code: CodeType) -> Text:
         node = file.node(code) if file else None
         if file and node:
             above = getattr(node, "decorator_list", [])
+            inside = [each for line in above for each in ast.walk(line)]
+            facts["mentions"] |= {each.attr for each in inside if isinstance(each, ast.Attribute)}
             return Text(
                 _digest(node),
                 file.source(node, code.co_firstlineno),
@@ -212,7 +214,13 @@ def _constant(node: ast.Lambda, code: CodeType) -> bool:
     """Whether a lambda is ``code``, which returns a constant."""
     constants = compile(ast.Expression(node), "", "eval").co_consts
     made = [each for each in constants if isinstance(each, CodeType)][-1]  # after its defaults
-    return Writer().write(_bare(made)[3:]) == Writer().write(_bare(code)[3:])
+    return Writer().write(_returns(made)) == Writer().write(_returns(code))
+
+
+def _returns(code: CodeType) -> tuple[Any, ...]:
+    """What a lambda takes and does, wherever it stands."""
+    _, _, (*counts, flags), *rest = _bare(code)
+    return (*counts, flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS), *rest)
 
 
 def _span(node: ast.Lambda) -> tuple[int, int, int, int]:
@@ -302,9 +310,7 @@ def _decorator(node: ast.expr) -> Decorator:
 
 # --- from bytecode -----------------------------------------------------------------------------
 
-_GLOBAL = frozenset(
-    {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME"}
-)
+_GLOBAL = frozenset({"LOAD_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME"})
 
 
 def _collect(code: CodeType, names: set[str], imports: set[Import]) -> None:

@@ -137,8 +137,8 @@ class Writer:
         self._look = look
         # The values are kept with what was written, so that their ids stay their own.
         self._written: dict[int, tuple[Any, bytes]] = {}
-        self._open: dict[int, int] = {}  # what we are inside of, and how deep
-        self._returns = 0  # how often a value led back to one that we were inside of
+        self._open: set[int] = set()  # what we are inside of
+        self._rings: dict[int, int] = {}  # what a value inside of it led back to, numbered
 
     def write(self, value: Any) -> bytes:
         """What ``value`` is, as bytes; :class:`Unknown` where that cannot be told."""
@@ -149,14 +149,13 @@ class Writer:
         if this in self._written:
             return self._written[this][1]
         if this in self._open:
-            self._returns += 1
-            return b"r" + _LENGTH(self._open[this])
-        returns = self._returns
-        self._open[this] = len(self._open)
+            return b"r" + _LENGTH(self._rings.setdefault(this, len(self._rings)))
+        self._open.add(this)
         written = self._node(_take_apart(value, self._look))
-        del self._open[this]
-        if returns == self._returns:  # otherwise it is written so only in this place
-            self._written[this] = value, written
+        self._open.remove(this)
+        if this in self._rings:  # says which one it is, so that it may stand in several places
+            written = b"R" + _LENGTH(self._rings[this]) + written
+        self._written[this] = value, written
         return written
 
     def _node(self, node: Node) -> bytes:
@@ -215,6 +214,8 @@ def _of_package(value: Any) -> Node | None:
         return _of_pandas(value)
     if package == "pathlib" and isinstance(value, PurePath):
         return Node("path", (kind.__name__, str(value)))
+    if package == "random" and value is getattr(sys.modules.get("random"), "_inst", None):
+        return Node("random")
     return None
 
 
@@ -289,6 +290,8 @@ def _flat(pairs: Mapping[Any, Any]) -> list[Any]:
 
 
 def _of_numpy(value: Any, numpy: Any) -> Node | None:
+    if value is getattr(sys.modules.get("numpy.random.mtrand"), "_rand", None):
+        return Node("numpy.random")  # which no kernel seeds alike, and each distribution holds
     if isinstance(value, numpy.generic):
         dtype = value.dtype
         if dtype.kind == "O":
@@ -366,5 +369,5 @@ def _column(array: Any) -> tuple[Any, ...]:
         return dtype, array.codes, array.categories, array.ordered
     if hasattr(array, "asi8"):  # times, whose type names unit and zone
         return dtype, array.asi8
-    plain = array.to_numpy()
-    return (dtype, plain) if plain.dtype == array.dtype else (dtype, list(array))
+    is_plain = type(array).__name__ == "NumpyExtensionArray"  # as of any index
+    return (dtype, array.to_numpy()) if is_plain else (dtype, array.tolist())

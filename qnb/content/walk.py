@@ -11,12 +11,14 @@ reasons, in this kernel or another. The rules, where one had to be chosen:
 - Only what a person may change without a thought is left out: comments, blank lines, layout,
   the order of cells, where the code is, and qnb's own decorators. A renamed variable, another
   annotation or another docstring is another function.
-- Other decorators are part of the function, with what they mention; so are the wrappers that
-  they make. Of a wrapper that an installed package made, its decorator line says all.
+- Other decorators are part of the function, with what they mention; so are the wrappers that they
+  make. One that an installed package made is what it holds, or its line where that is unclear.
 - Of annotations, only their text counts.
 - A local module that is imported inside a body counts whole, as its file is now.
 - Code without source (of ``exec``, of a cell under ``%%time``) is its bytecode: another minor
   version of Python makes another function.
+- What is found by a text alone (``eval``, ``globals()["a"]``, ``import_module``), files, the
+  environment, and what was changed in an installed package are not seen.
 - What has no content to compare (an open file, a generator) makes a code that equals nothing.
   Locks are all alike.
 
@@ -26,11 +28,11 @@ Aliasing is not seen: two globals that are one list look like two equal lists.
 from __future__ import annotations
 
 import builtins
+import re
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.util import resolve_name
 from pathlib import Path
@@ -86,7 +88,7 @@ def code_of(fn: Callable[..., Any]) -> Code:
     _known.pop(id(fn), None)
     if code.comparable:
         while len(_known) >= _KEPT:
-            _known.pop(next(iter(_known)), None)
+            _known.pop(next(iter([*_known]), 0), None)  # a list: other threads change it
         _known[id(fn)] = _Known(fn, walk.watch, now, code)
     return code
 
@@ -126,14 +128,6 @@ def _is_walked(thing: Any) -> bool:
     return isinstance(thing, FunctionType) and is_own(thing)
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What one function says of modules."""
-
-    mentions: frozenset[str]
-    modules: set[str] = field(default_factory=set)  #: that have been looked into for it
-
-
 class _Walk:
     """One walk from a function through all that it reaches, breadth first."""
 
@@ -144,6 +138,8 @@ class _Walk:
         self._alive: list[Any] = []  #: so that the identities stay their own
         self._waiting: deque[tuple[str, Any]] = deque()
         self._modules: set[str] = set()  #: installed ones
+        self._local: dict[int, ModuleType] = {}  #: those of own code
+        self._mentions: set[str] = {"__getattr__"}  #: what code may take from them
         self._reason = ""
 
     def code(self, fn: Any, now: tuple[int, ...]) -> Code:
@@ -152,6 +148,20 @@ class _Walk:
         else:
             self.watch.complete = reference(fn) is not None
             self._value("function", _title(fn), fn)
+        taken, known = list[Any](), -1
+        while known != len(self._parts) + len(self._local):  # what is taken may take more
+            known = len(self._parts) + len(self._local)
+            self._drain()
+            taken = [(each.__name__, *self._taken(each)) for each in [*self._local.values()]]
+        for module in self._local.values():
+            self.watch.names(vars(module), self._mentions)
+        for package, version in versions(frozenset(self._modules), now):
+            self._parts[self._free(package)] = Part("package", _hash(version), version)
+        parts = {name: part for name, part in self._parts.items() if part is not None}
+        listed = [(name, part.kind, part.digest) for name, part in sorted(parts.items())]
+        return Code(_hash([next(iter(parts)), *listed, *taken]).hex(), parts, self._reason)
+
+    def _drain(self) -> None:
         while self._waiting:
             name, thing = self._waiting.popleft()
             if isinstance(thing, FunctionType):
@@ -160,11 +170,6 @@ class _Walk:
                 self._class(name, thing)
             else:
                 self._file(name, thing)
-        for package, version in versions(frozenset(self._modules), now):
-            self._parts[self._free(package)] = Part("package", _hash(version), version)
-        parts = {name: part for name, part in self._parts.items() if part is not None}
-        listed = [(name, part.kind, part.digest) for name, part in sorted(parts.items())]
-        return Code(_hash([next(iter(parts)), *listed]).hex(), parts, self._reason)
 
     # -- naming --------------------------------------------------------------------------------
 
@@ -191,29 +196,24 @@ class _Walk:
 
     # -- what is used under a name ---------------------------------------------------------------
 
-    def _use(
-        self, kind: Kind, name: str, value: Any, identity: Any, seen: _Seen
-    ) -> tuple[Any, ...]:
-        """The part that ``value`` is; of a local module, the parts that are mentioned of it."""
+    def _use(self, kind: Kind, name: str, value: Any, identity: Any) -> tuple[str, str]:
+        """The part that ``value`` is; a local module is what the code takes of it."""
         value = _inside(value)
         if _is_walked(value):
             return ("code", self._name(value))
         if isinstance(value, ModuleType) and is_own(value):
-            return ("module", value.__name__, *self._mentioned(value, seen))
+            self._local[id(value)] = value
+            return ("module", value.__name__)
         if identity not in self._names:
             self._names[identity] = self._value(kind, name, value)
         return ("value", self._names[identity])
 
-    def _mentioned(self, module: ModuleType, seen: _Seen) -> Iterator[tuple[Any, ...]]:
-        if module.__name__ in seen.modules:
-            return
-        seen.modules.add(module.__name__)
+    def _taken(self, module: ModuleType) -> Iterator[tuple[Any, ...]]:
+        """What any code mentions of a local module, since it may be handed from one to another."""
         space = vars(module)
-        self.watch.names(space, seen.mentions)
-        for name in sorted((seen.mentions | {"__getattr__"}) & space.keys()):
-            if name == "__getattr__" or not (name.startswith("__") and name.endswith("__")):
-                title = _shorter(f"{module.__name__}.{name}")
-                yield name, self._use("global", title, space[name], (id(space), name), seen)
+        for name in sorted(self._mentions & space.keys() - _OF_IMPORT):
+            title = _shorter(f"{module.__name__}.{name}")
+            yield name, self._use("global", title, space[name], (id(space), name))
 
     def _value(self, kind: Kind, title: str, value: Any) -> str:
         name = self._free(title)
@@ -223,7 +223,9 @@ class _Walk:
         except (Unknown, RecursionError) as error:
             what = f"{error.path} {error.what}" if isinstance(error, Unknown) else " is too deep"
             digest = self._unlike(f"{kind} `{name}`{what}")
-        self._parts[name] = Part(kind, digest, _shown(value))
+        is_secret = isinstance(value, str | bytes) and _SECRET.search(name)
+        shown = type_name(value) if is_secret else _shown(value)
+        self._parts[name] = Part(kind, digest, shown)
         return name
 
     def _unlike(self, reason: str) -> bytes:
@@ -236,12 +238,10 @@ class _Walk:
     def _function(self, name: str, fn: FunctionType) -> None:
         self.watch.function(fn)
         text = text_of(fn.__code__)
-        space, seen = fn.__globals__, _Seen(text.mentions)
+        space = fn.__globals__
+        self._mentions |= text.mentions
         module = _shorter(str(space.get("__name__", "")) + ".")
         uses: list[Any] = [text.digest]
-
-        def use(kind: Kind, title: str, value: Any, identity: Any) -> tuple[Any, ...]:
-            return self._use(kind, title, value, identity, seen)
 
         self.watch.names(space, text.names)
         for used in sorted(text.names):
@@ -249,26 +249,28 @@ class _Walk:
             if value is _MISSING:
                 uses.append((used, "builtin" if hasattr(builtins, used) else "undefined"))
             else:
-                uses.append((used, use("global", f"{module}{used}", value, (id(space), used))))
-        uses += self._decorators(text, space, module, seen)
+                uses.append(
+                    (used, self._use("global", f"{module}{used}", value, (id(space), used)))
+                )
+        uses += self._decorators(text, space, module)
         for outer, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             value = _content(cell)
             if value is _MISSING:
                 uses.append((outer, "undefined"))
             else:
-                uses.append((outer, use("outer variable", f"{name}.{outer}", value, id(cell))))
+                uses.append(
+                    (outer, self._use("outer variable", f"{name}.{outer}", value, id(cell)))
+                )
         for parameter, value in _defaults(fn):
             title = f"{name}({parameter})"
-            uses.append((parameter, use("default", title, value, (id(fn), title))))
+            uses.append((parameter, self._use("default", title, value, (id(fn), title))))
         for attribute, value in sorted(fn.__dict__.items()):
             title = f"{name}.{attribute}"
-            uses.append((attribute, use("attribute", title, value, (id(fn), title))))
+            uses.append((attribute, self._use("attribute", title, value, (id(fn), title))))
         uses += self._imports(text, str(space.get("__package__") or ""))
         self._parts[name] = Part("function", _hash(uses), text.source, text.where)
 
-    def _decorators(
-        self, text: Text, space: dict[str, Any], module: str, seen: _Seen
-    ) -> Iterator[Any]:
+    def _decorators(self, text: Text, space: dict[str, Any], module: str) -> Iterator[Any]:
         """The lines above a function, but for qnb's own, and what they mention."""
         for line in text.decorators:
             self.watch.names(space, line.names)
@@ -279,9 +281,9 @@ class _Walk:
             for name in sorted(line.names & space.keys()):
                 value = space[name]
                 # They have run: what they were given matters if it can be told, and only then.
-                if _is_walked(value) or isinstance(value, ModuleType) or _is_clear(value):
+                if _is_walked(value) or isinstance(value, ModuleType) or self._is_clear(value):
                     title = f"{module}{name}"
-                    yield name, self._use("global", title, value, (id(space), name), seen)
+                    yield name, self._use("global", title, value, (id(space), name))
                 else:
                     self._note(value)
 
@@ -341,6 +343,14 @@ class _Walk:
         if module := module_of(value):
             self._modules.add(module)
 
+    def _is_clear(self, value: Any) -> bool:
+        """Whether it can be told what ``value`` is."""
+        try:
+            Writer(self._look).write(value)
+        except (Unknown, RecursionError):
+            return False
+        return True
+
     def _look(self, value: Any) -> Node | None:
         """What code a value is, for :class:`Writer`."""
         value = _inside(value)
@@ -358,20 +368,23 @@ class _Walk:
     def _of_package(self, fn: FunctionType) -> Node:
         """A function that installed code has made: a wrapper, a closure."""
         self.watch.complete = False
-        if node := node_of(fn):
-            return node
         outer = [_content(cell) for cell in fn.__closure__ or ()]
         known = [... if value is _MISSING else value for value in outer]
         name = f"{fn.__globals__.get('__name__')}:{fn.__code__.co_qualname}"
         extras = {word: value for word, value in vars(fn).items() if word != "__wrapped__"}
-        return Node("made", (name, known, fn.__defaults__, fn.__kwdefaults__, extras))
+        made = Node("made", (name, known, fn.__defaults__, fn.__kwdefaults__, extras))
+        # The line above a function need not have made this wrapper of it: only where that is all.
+        return made if self._is_clear(made.parts) else node_of(fn) or made
 
 
 # --- small questions ---------------------------------------------------------------------------
 
 _MISSING = object()
+_OF_IMPORT = {*vars(ModuleType("")), "__file__", "__cached__", "__path__", "__builtins__"}
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
+#: names of texts that are not shown, as what is shown is kept in the store and in notebooks
+_SECRET = re.compile("token|secret|passw|credential|api_?key", re.IGNORECASE)
 
 
 def _content(cell: CellType) -> Any:
@@ -385,15 +398,6 @@ def _defaults(fn: FunctionType) -> Iterator[tuple[str, Any]]:
     code, values = fn.__code__, fn.__defaults__ or ()
     yield from zip(code.co_varnames[code.co_argcount - len(values) :], values, strict=False)
     yield from sorted((fn.__kwdefaults__ or {}).items())
-
-
-def _is_clear(value: Any) -> bool:
-    """Whether it can be told what ``value`` is."""
-    try:
-        Writer().write(value)
-    except (Unknown, RecursionError):
-        return False
-    return True
 
 
 def _imported(each: Import, package: str) -> Iterator[str]:
@@ -428,8 +432,12 @@ def _shown(value: Any) -> str:
         if isinstance(value, type | FunctionType | BuiltinFunctionType):
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(shape := getattr(value, "shape", None), tuple) and shape:
-            return " ".join([type(value).__name__, str(getattr(value, "dtype", "")), str(shape)])
-        return " ".join(_SHORT.repr(value).split())[:200]
+            dtype = [str(value.dtype)] if hasattr(type(value), "dtype") else []
+            return " ".join([type(value).__name__, *dtype, str(shape)])
+        text = " ".join(_SHORT.repr(value).split())
+        if " at 0x" in text:  # of no meaning in another kernel
+            return type_name(value)
+        return text if len(text) <= 100 else f"{text[:99]}…"
     return type_name(value)
 
 

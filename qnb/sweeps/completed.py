@@ -71,6 +71,8 @@ class Completed(Generic[R]):
                 order, at = feed.order, 0
             while at < len(order):
                 job = self._job(order[at])
+                if order is not feed.order:  # whose place was that?
+                    break
                 at += 1
                 if job.id not in given:
                     given.add(job.id)

@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 from qnb import bridge
-from qnb.client import Client, me
+from qnb.client import Client
 from qnb.errors import BrokerError, QnbError
 from qnb.models import Failure
 from qnb.storage.gates import Gates, State
-from qnb.storage.studies import ABORTED, FAILED, QUEUED, RUNNING, Studies
+from qnb.storage.studies import ABORTED, FAILED, QUEUED, RUNNING, Studies, Study
 from qnb.sweeps.comparing import codes_of
 from qnb.sweeps.designs import Design
 from qnb.sweeps.feed import Feed
 from qnb.sweeps.layout import Layout, digest_of
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.opening import Opened, read_layout
+from qnb.sweeps.spaces import extended
 from qnb.sweeps.submit import Cancelled, Submission, relaid
 
 __all__ = ["Driver"]
@@ -33,9 +34,6 @@ SILENT = 3.0
 
 #: seconds between two looks at a sweep that another kernel is storing
 LOOK = 0.5
-
-#: seconds between two looks at jobs that are being stopped
-STOPPING = 0.05
 
 #: how often points are laid out anew that somebody else has changed meanwhile
 TRIES = 5
@@ -59,6 +57,9 @@ class Driver:
         self._rerun = rerun
         self._following: asyncio.Task[None] | None = None
         self._filling: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()  #: of what gives jobs or takes them away, as it was asked for
+        self._gating = asyncio.Lock()  #: of what holds jobs back or lets them go
+        self._cancels = 0  #: cancels that have been asked for and are not done
         if opened.layout is not None:
             self.ready.set_result(None)
 
@@ -74,21 +75,21 @@ class Driver:
             self.submitted.set_result(None)
             self.feed.settle()
             return
-        bridge.owe(self.submitted)
-        self.client.storing[self.feed.study.prefix] = self._until_stored
+        self._owe()
         bridge.spawn(self._live())
 
     async def _live(self) -> None:
+        filling: asyncio.Task[None] | None = None
         try:
-            if self._opened.design is not None:
-                await self._lay_out(self._opened.design)
-            self._ready()
-            self._filling = asyncio.create_task(self._fill(self._opened), name="qnb-submit")
+            async with self._turn:
+                await self._prepare(self._opened)
+                filling = asyncio.create_task(self._fill(self._opened), name="qnb-submit")
+                self._filling = filling
             self.feed.suspect = self.doubt if self._opened.fresh else None
             self._follow()
-            await self._filling
+            await filling
         except asyncio.CancelledError:
-            if self._filling is None or not self._filling.cancelled():
+            if filling is None or not filling.cancelled():
                 raise
         except Cancelled:
             await self.cancel()
@@ -98,13 +99,41 @@ class Driver:
             self._ready()
             self._let_leave()
 
+    async def _prepare(self, opened: Opened) -> None:
+        """What comes before the first job, and before all that is asked of the sweep."""
+        feed, manifest = self.feed, self.manifest
+        async with self._gating:
+            if opened.fresh and manifest.spec.policy.gated:
+                await self._gate("open")
+            elif not opened.by_name and feed.study.held.startswith("cancelled"):
+                await self._held("")  # its cell was run again
+        if opened.design is not None:
+            design, before = opened.design, opened.before
+            if before is not None and before.design == manifest.design != "":
+                layout = await feed.patiently(lambda: read_layout(self.client, feed.study))
+                if len(layout) == len(design):  # the very same points
+                    feed.grow(layout)
+                    self._ready()
+                    return
+            await self._lay_out(lambda: design)
+        self._ready()
+
     def _ready(self) -> None:
         if not self.ready.done():
             self.ready.set_result(None)
 
+    def _owe(self) -> None:
+        """Let the end of the process, and who asks for a job, wait until all is stored."""
+        if self.submitted.done():
+            self.submitted = Future()
+        bridge.owe(self.submitted)
+        self.client.storing[self.feed.study.prefix] = self._until_stored
+
     def _let_leave(self) -> None:
-        """The end of the process need not wait for this sweep any more."""
-        self.client.storing.pop(self.feed.study.prefix, None)
+        """They need not wait for this sweep any more."""
+        storing, prefix = self.client.storing, self.feed.study.prefix
+        if storing.get(prefix) == self._until_stored:
+            del storing[prefix]
         if not self.submitted.done():
             self.submitted.set_result(None)
 
@@ -132,6 +161,8 @@ class Driver:
         told.__cause__ = error
         if self._following is not None:
             self._following.cancel()
+        if not self.ready.done():  # it is not known which job is where
+            self.ready.set_exception(told)
         feed.settle(told)
 
     def _follow(self) -> None:
@@ -152,40 +183,52 @@ class Driver:
 
     # -- storing -------------------------------------------------------------------------------
 
-    async def _lay_out(self, design: Design) -> None:
+    async def _lay_out(self, points: Callable[[], Design]) -> None:
         """Give the sweep these points; jobs that compute one of them stay."""
-        feed, before = self.feed, self._opened.before
-        if before is not None and before.design == self.manifest.design != "":
-            layout = await read_layout(self.client, feed.study)
-            if len(layout) == len(design):  # the very same points
-                feed.grow(layout)
-                return
+        feed = self.feed
         for _ in range(TRIES):
-            made = await relaid(
-                self.client, feed.study, self.manifest, design, shuffle=self._shuffle
+            design = points()
+            made = await feed.patiently(
+                lambda design=design: relaid(  # type: ignore[misc]
+                    self.client, feed.study, self.manifest, design, shuffle=self._shuffle
+                )
             )
             if made is not None:
                 feed.study, layout = made
                 feed.grow(layout)
                 return
-            study = await (await self._studies()).load(feed.study.name)
-            if study is None or study.prefix != feed.study.prefix:
-                raise QnbError(f"sweep {feed.study.name!r} was forgotten meanwhile; run this again")
-            feed.study = study
+            await self._reload()
         raise QnbError(f"sweep {feed.study.name!r} is given other points elsewhere; try again")
+
+    def _is_given_up(self) -> bool:
+        return not self.feed.stored and (self._filling is None or self._filling.done())
+
+    async def _take_up(self) -> None:
+        """After its storing has failed here: what others have made of it is completed."""
+        study, now = await self._reload(), self.manifest
+        self._opened = Opened(study, now, self.feed.layout, before=now)
+        self._living = asyncio.create_task(self._live(), name="qnb-sweep")
+
+    async def _reload(self) -> Study:
+        """What the store knows of it now, also points that it was given elsewhere."""
+        feed, studies = self.feed, await self._studies()
+        study = await feed.patiently(lambda: studies.load(feed.study.name))
+        if study is None or study.prefix != feed.study.prefix:
+            raise QnbError(f"sweep {feed.study.name!r} has been forgotten: run its cell again")
+        grown = study.version != feed.study.version or study.total != feed.study.total
+        layout = await feed.patiently(lambda: read_layout(self.client, study)) if grown else None
+        feed.study = study
+        if layout is not None:
+            feed.grow(layout)
+        return study
 
     async def _fill(self, opened: Opened) -> None:
         feed, manifest = self.feed, self.manifest
         submission = self.submission
-        await self.client.keep_code(manifest.parts)
-        if opened.fresh and manifest.spec.policy.gated:
-            await self._gate("open")
-        if opened.fresh or opened.before is not manifest:  # by its cell
-            if feed.study.held.startswith("cancelled"):
-                await self._held("")
+        await feed.patiently(lambda: self.client.keep_code(manifest.parts))
+        if not opened.by_name:
             if opened.stream is not None:
-                await self._restart_stream(opened)
-                await submission.stream(opened.stream)
+                await submission.stream(opened.stream, anew=not opened.fresh)
             else:
                 await submission.rest(lost=not opened.fresh)
             if self._rerun and opened.before is not None:
@@ -204,7 +247,7 @@ class Driver:
         stale = [place for place, code in enumerate(codes) if code not in (now, None)]
         waiting = [place for place in stale if feed.cells[place] <= RUNNING]
         if waiting:  # what it would still compute is of no use
-            await self._end(waiting)
+            await self.submission.end(waiting)
         feed.renew(stale)
         await self._again(stale)
         others = sorted({code for code in await self._codes() if code and code != now})
@@ -222,29 +265,11 @@ class Driver:
         ids = [study.id(number) for number in range(study.jobs)]
         return await self.feed.patiently(lambda: codes_of(self.client, ids))
 
-    async def _restart_stream(self, opened: Opened) -> None:
-        """The points of a stream come anew."""
-        if opened.fresh:
-            return
-        feed, studies = self.feed, await self._studies()
-        packed = self.manifest.packed(self.client.codec, feed.study.prefix)
-        study = replace(feed.study, total=0, whole=False, manifest=packed)
-        made = await studies.replace(study, [])
-        if made is None:
-            raise QnbError(f"sweep {study.name!r} was changed elsewhere meanwhile; run this again")
-        feed.study = made
-
     async def _resume(self, submission: Submission) -> None:
         """Go on where another kernel has stopped storing; until then, watch how far it is."""
         feed, studies = self.feed, await self._studies()
         while True:
-            study = await feed.patiently(lambda: studies.load(feed.study.name))
-            if study is None or study.prefix != feed.study.prefix:
-                raise QnbError(f"sweep {feed.study.name!r} has been forgotten")
-            grown = study.version != feed.study.version or study.total != feed.study.total
-            feed.study = study
-            if grown:
-                feed.grow(await read_layout(self.client, study))
+            study = await self._reload()
             if study.whole and study.stored >= study.jobs:
                 return
             if study.held.startswith("cancelled"):
@@ -281,14 +306,18 @@ class Driver:
 
     async def pause(self, why: str = "paused") -> bool:
         """Let no further job start; false if none is left."""
-        await self._gate("paused")
-        await self._held(why)
+        async with self._gating:
+            if self.feed.stored and not self.feed.left:
+                return False
+            await self._gate("paused")
+            await self._held(why)
         return bool(self.feed.left)
 
     async def resume(self) -> bool:
         """Let jobs start again; false if none is left."""
-        await self._gate("open")
-        await self._held("")
+        async with self._gating:
+            await self._gate("open")
+            await self._held("")
         return bool(self.feed.left)
 
     def doubt(self, failure: Failure) -> None:
@@ -309,42 +338,48 @@ class Driver:
 
     async def cancel(self) -> int:
         """End what has not ended, and wait until it has: how many jobs."""
-        if self._filling is not None and self._filling is not asyncio.current_task():
+        feed = self.feed
+        self._cancels += 1
+        try:
+            await self._stop_filling()
+            async with self._turn:
+                await self._stop_filling()
+                async with self._gating:
+                    await self._held("cancelled")
+                open_ = [place for place, cell in enumerate(feed.cells) if cell <= RUNNING]
+                unknown = await self.submission.end(open_)
+                feed.leave_out(unknown)
+                await self.submission.leave()
+                feed.stored = True
+                feed.wake()
+                self._let_leave()
+                return sum(feed.cells[place] == ABORTED for place in open_)
+        finally:
+            self._cancels -= 1
+
+    async def _stop_filling(self) -> None:
+        if self._filling is not None and not self._filling.done():
             self._filling.cancel()
             await asyncio.wait({self._filling})
-        feed = self.feed
-        await self._held("cancelled")
-        open_ = [place for place, cell in enumerate(feed.cells) if cell <= RUNNING]
-        unknown = await self._end(open_)
-        feed.leave_out(unknown)
-        feed.stored = True
-        feed.wake()
-        self._let_leave()
-        return sum(feed.cells[place] == ABORTED for place in open_)
-
-    async def _end(self, places: Sequence[int]) -> list[int]:
-        """Abort the jobs at ``places`` and wait until they have ended; those that are unknown."""
-        feed, studies = self.feed, await self._studies()
-        ids = [feed.study.id(feed.layout.number(place)) for place in places]
-        gates = Gates(studies.store)
-        await feed.patiently(lambda: gates.cancel(ids, me()))
-        deadline = time.monotonic() + 2 * studies.store.options.lease_ms / 1000 + 1
-        while True:  # those that run are stopped by their workers
-            await feed.read(places)
-            open_ = {place for place in places if feed.cells[place] <= RUNNING}
-            unknown = open_.intersection(feed.unknown)
-            if open_ == unknown or time.monotonic() > deadline:
-                return sorted(unknown)
-            await asyncio.sleep(STOPPING)
 
     async def again(
-        self, places: Sequence[int], manifest: Manifest, *, waiting: bool = False
+        self, numbers: Sequence[int], manifest: Manifest, *, waiting: bool = False
     ) -> int:
-        """Run the finished jobs at ``places`` again, as ``manifest`` says; how many.
+        """Run the finished jobs of those ``numbers`` again, as ``manifest`` says; how many.
 
         With ``waiting``, those that wait are made anew with it, too.
         """
+        try:
+            async with self._turn:
+                return await self._run_again(numbers, manifest, waiting=waiting)
+        finally:  # after an error they are as they were
+            self.feed.renewed(dict.fromkeys(self.feed.layout.places(numbers), 0))
+
+    async def _run_again(self, numbers: Sequence[int], manifest: Manifest, *, waiting: bool) -> int:
         feed, studies = self.feed, await self._studies()
+        if self._is_given_up():
+            await self._take_up()
+        places: Sequence[int] = feed.layout.places(numbers)
         async with self.submission.between_chunks:
             self.submission.manifest = manifest.newest(self.manifest)
             stored = feed.study.stored
@@ -356,18 +391,22 @@ class Driver:
                 feed.study, fields={"m": packed, "z": b"", "h": b""}, any_version=True
             )
         )
-        await self.client.keep_code(manifest.parts)
+        await feed.patiently(lambda: self.client.keep_code(manifest.parts))
         if old:
             old = [place for place in old if place not in set(places)]
-            await self._end(old)
+            await self.submission.end(old)
             ended = [place for place in old if feed.cells[place] > RUNNING]
             feed.renew(ended)
             places = [*places, *ended]
-        if feed.paused or self.manifest.spec.policy.gated:
-            await self._gate("open")
-            await self._held("")
+        async with self._gating:
+            if feed.paused or self.manifest.spec.policy.gated:
+                await self._gate("open")
+                await self._held("")
         self._follow()
-        return await self._again(places)
+        count = await self._again(places)
+        if self._is_given_up():
+            await self._take_up()
+        return count
 
     async def _again(self, places: Sequence[int]) -> int:
         try:
@@ -375,20 +414,46 @@ class Driver:
         finally:  # after an error they are as they were
             self.feed.renewed(dict.fromkeys(places, 0))
 
-    async def extend(self, design: Design, manifest: Manifest) -> int:
-        """Give the sweep these points and run those that are new, by ``manifest``; how many."""
-        feed = self.feed
-        newest = manifest.newest(self.manifest)
-        self.submission.manifest = replace(newest, design=digest_of(design).hex())
-        if self._filling is not None and not self._filling.done():
-            await asyncio.wait({self._filling})
-        before = feed.study.jobs
-        feed.stored = False
-        await self._lay_out(design)
-        self._follow()
-        try:
-            await self.submission.rest(lost=True)
-        finally:
-            feed.stored = True
-            feed.wake()
-        return feed.study.jobs - before
+    async def extend(self, axes: Mapping[str, Any], manifest: Manifest) -> int:
+        """Add values to its axes and run the points that are new, by ``manifest``; how many."""
+        feed, known = self.feed, manifest
+
+        def points() -> Design:
+            design = extended(feed.layout.design, axes, f"sweep {feed.study.name!r}")
+            newest = known.newest(self.manifest)
+            self.submission.manifest = replace(newest, design=digest_of(design).hex())
+            return design
+
+        async with self._turn:
+            if self._filling is not None:
+                await asyncio.wait({self._filling})
+            await self._reload()
+            before, stored, filling = feed.study.jobs, feed.stored, None
+            feed.stored = False
+            try:
+                async with self._gating:
+                    if feed.study.held.startswith("cancelled"):
+                        await self._held("")
+                await self._lay_out(points)
+                added = feed.study.jobs - before
+                self._follow()
+                if not self._cancels:
+                    self._owe()
+                    filling = asyncio.create_task(self.submission.rest(lost=False))
+                    self._filling, stored = filling, False
+                    await filling
+                stored = True
+            except asyncio.CancelledError:  # by a cancel that waits for its turn
+                if filling is None or not filling.cancelled():
+                    raise
+            except Cancelled:  # elsewhere
+                self._cancelling = asyncio.create_task(self.cancel())
+            except Exception as error:
+                if filling is not None:
+                    self._fail(error)
+                raise
+            finally:
+                feed.stored = stored
+                feed.wake()
+                self._let_leave()
+        return added

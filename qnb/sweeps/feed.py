@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from qnb.client import Client
 from qnb.clock import ServerClock, backoff, now_ms
 from qnb.errors import BrokerError
 from qnb.forecast.forecast import Estimate, Forecast
+from qnb.link import LoopLink
 from qnb.models import CELLS, UNFINISHED, Ending, Failure, JobRecord, JobState
 from qnb.storage.records import Notice
 from qnb.storage.studies import (
@@ -58,10 +60,13 @@ ESTIMATE = 1.0
 KEPT_ERRORS = 50
 READ_ERRORS = 2000
 
+#: jobs whose times are kept, for a forecast when there are other points
+KEPT_TIMES = 1000
+
 #: failed jobs, none of which has succeeded, after which a sweep is held back
 SUSPECT = 10
 
-_LOST = "JobLost: its record has expired"
+_LOST = "JobLost: it was never stored, or its record has expired"
 
 
 def cell_of(record: JobRecord) -> int:
@@ -86,7 +91,6 @@ class Feed:
         self.left = len(layout)  #: jobs that have not ended
         self.order: list[int] = []  #: places in the order in which their jobs ended
         self.errors: Counter[str] = Counter()
-        self.cached = 0
         self.away = False  #: does the server not answer?
         self.stored = False  #: are all points known, and their jobs stored?
         self.note = ""  #: what the reader should know beside the figures
@@ -105,6 +109,7 @@ class Feed:
         self.forecast = Forecast(len(layout), self._columns)
         self.estimated = Estimate()
         self._estimated_at = 0.0
+        self._link: LoopLink | None = None
         self._clock: ServerClock | None = None
         self._finish = 0  # epoch ms of the latest end
         self._first: Counter[tuple[str, str, int]] = Counter()  # what the first failures are
@@ -119,6 +124,14 @@ class Feed:
         self._renewed: dict[int, tuple[int, int]] = {}  # enqueue time, and the look after it
         self._looks = 0
         self._unread: set[int] = set()  # places whose jobs have ended, it is not known how
+        self._error_of: dict[int, str] = {}  # by place, of those that are counted
+        self._cached: set[int] = set()  # places whose results were used again
+        self._ran: dict[int, tuple[float, float]] = {}  # when the bodies of some ran, by place
+
+    @property
+    def cached(self) -> int:
+        """How many results were used again."""
+        return len(self._cached)
 
     def _columns(self, start: int, stop: int) -> dict[str, list[object]]:
         return self.layout.design.columns(start, stop, absent=None)
@@ -127,7 +140,7 @@ class Feed:
 
     async def follow(self) -> None:
         """Keep all current until every job has ended and nothing more is to be stored."""
-        link = await self.client.link()
+        self._link = link = await self.client.link()
         self._clock = link.store.clock
         unwatch = link.watch(self.study.prefix, self._heard)
         link.attend(self.study.prefix, self._who, self._connected)
@@ -137,7 +150,11 @@ class Feed:
                     await self._news.wait()
             await self._look()
             self._caught_up.set()
-            while self.left or not self.stored:
+            while self.left or not self.stored or not self.ended.done():
+                if not self.left and self.stored:
+                    self.settle()
+                    await self._note_end()  # meanwhile, jobs may have been run again
+                    continue
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK):
@@ -145,8 +162,6 @@ class Feed:
                 await self._look()
                 self.estimate()
                 self.changed()
-            self.settle()
-            await self._note_end()
         finally:
             unwatch()
             link.leave(self._who)
@@ -166,7 +181,8 @@ class Feed:
             try:
                 done = await act()
             except BrokerError as error:
-                if type(error) is not BrokerError or time.monotonic() > deadline:
+                closed = self._link is not None and self._link.closed
+                if type(error) is not BrokerError or closed or time.monotonic() > deadline:
                     raise
                 self.away = True
                 self.changed()
@@ -209,10 +225,13 @@ class Feed:
 
     async def read(self, places: Sequence[int]) -> None:
         """Look at the jobs at ``places`` now; those that are not known are :attr:`unknown`."""
-        study, stored, look = self.study, self.study.stored, self._looks
+        study, stored, look, layout = self.study, self.study.stored, self._looks, self.layout
         self._looks += 1
-        ids = [study.id(self.layout.number(place)) for place in places]
+        ids = [study.id(layout.number(place)) for place in places]
         found = await self.patiently(lambda: self._tally(ids))
+        if layout is not self.layout:  # these places are of other points by now
+            self.look()
+            return
         failed, self.unknown = [], []
         for place, (cell, start, finish) in zip(places, found, strict=True):
             if place in self._renewing or self._renewed.get(place, (0, 0))[1] > look:
@@ -226,17 +245,19 @@ class Feed:
             else:
                 self.take(place, cell, start, finish, cached=cell == DONE and not start)
         for at in range(0, len(failed), READ_ERRORS):
-            await self._read_failed(failed[at : at + READ_ERRORS])
+            if layout is self.layout:
+                await self._read_failed(failed[at : at + READ_ERRORS])
 
     async def _tally(self, ids: Sequence[str]) -> list[tuple[int, int, int]]:
         return await Studies((await self.client.link()).store).tally(ids)
 
     async def _read_failed(self, places: Sequence[int]) -> None:
-        ids = [self.study.id(self.layout.number(place)) for place in places]
+        layout = self.layout
+        ids = [self.study.id(layout.number(place)) for place in places]
         store = (await self.client.link()).store
         records = await self.patiently(lambda: store.records(ids))
         for place, record in zip(places, records, strict=True):
-            if record is not None:
+            if record is not None and layout is self.layout:
                 self.take_record(place, record)
 
     def _heard(self, notice: Notice) -> None:
@@ -284,10 +305,14 @@ class Feed:
         elif cell > RUNNING:
             self.left -= 1
             self.order.append(place)
-            self.cached += cached
+            if cached:
+                self._cached.add(place)
             self._finish = max(self._finish, finish)
             self.forecast.ended(place, start / 1000, finish / 1000, cached=cached)
+            if start and len(self._ran) < KEPT_TIMES:
+                self._ran[place] = start / 1000, finish / 1000
             if error and (error in self.errors or len(self.errors) < KEPT_ERRORS):
+                self._error_of[place] = error = sys.intern(error)
                 self.errors[error] += 1
 
     def _now(self) -> float:
@@ -326,15 +351,22 @@ class Feed:
         for place in range(len(layout)):
             was = old.place(layout.number(place))
             if was >= 0:
-                cells[place] = self.cells[was]
                 before[was] = place
+                if self.cells[was] > RUNNING:  # when one that runs has begun will be read anew
+                    cells[place] = self.cells[was]
         self.order = [before[place] for place in self.order if place in before]
         self._renewed = {before[p]: said for p, said in self._renewed.items() if p in before}
         self._renewing = {before[place] for place in self._renewing if place in before}
+        self._cached = {before[place] for place in self._cached if place in before}
+        self._error_of = {before[p]: said for p, said in self._error_of.items() if p in before}
+        self.errors = Counter(self._error_of.values())
         self.layout, self.cells = layout, cells
         self.left = sum(cell <= RUNNING for cell in cells)
+        self._ran = {before[place]: ran for place, ran in self._ran.items() if place in before}
         self.forecast = Forecast(len(layout), self._columns)
-        self._at, self._behind = 0, True
+        for place in self.order:
+            self.forecast.ended(place, *self._ran.get(place, (0, 0)))
+        self._at, self._behind, self._unread = 0, True, set()
         if self.ended.done() and (self.left or not self.stored):
             self.ended, self.until = Future(), None
         self._news.set()
@@ -384,9 +416,11 @@ class Feed:
                 self.cells[place] = QUEUED
                 self.left += 1
                 self.forecast.again(place)
+                self._cached.discard(place)
+                self._error_of.pop(place, None)
         again = set(places)
         self.order = [place for place in self.order if place not in again]
-        self.errors.clear()
+        self.errors = Counter(self._error_of.values())
         if places and self.ended.done():
             self.ended, self.until = Future(), None
         self.changed()
@@ -414,4 +448,7 @@ class Feed:
         more, self.more = self.more, Future()
         more.set_result(None)
         for changed in tuple(self.watchers):
-            changed()
+            try:
+                changed()
+            except Exception:  # a watcher that goes wrong must not end the sweep
+                log.exception("a watcher of sweep %r has failed", self.study.name)

@@ -5,16 +5,19 @@ A job has a number that stays; the place of its point may change as the sweep is
 
 from __future__ import annotations
 
+import copy
+import datetime
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from qnb.errors import EncodingError, PayloadTooLarge
-from qnb.sweeps.designs import Columns, Design, Sum, of_tree
+from qnb.sweeps.axes import values
+from qnb.sweeps.designs import Absent, Columns, Design, Sum, of_tree
 
-__all__ = ["Layout", "Numbers", "digest_of", "point_digests"]
+__all__ = ["Layout", "Numbers", "digest_of", "frozen", "point_digests", "taken"]
 
 Numbers = Sequence[int]
 
@@ -44,6 +47,33 @@ def _numbers(plain: list[Any]) -> Numbers:
     found = array("I")
     found.frombytes(plain[0])
     return found
+
+
+_FIXED = {int, float, complex, str, bytes, bool, type(None), datetime.date, datetime.datetime,
+          datetime.timedelta, Absent}  # fmt: skip
+
+
+def frozen(design: Design) -> Design:
+    """The points as they are now, whatever the caller does to their values later."""
+    for start in range(0, len(design), MOST):
+        columns = design.columns(start, min(start + MOST, len(design)))
+        if any(not _FIXED.issuperset(map(type, column)) for column in columns.values()):
+            break
+    else:
+        return design
+    try:
+        return of_tree(copy.deepcopy(design.tree()))
+    except Exception:  # noqa: BLE001 - a value that cannot be copied stays the caller's
+        return design
+
+
+def taken(axes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of axes as they are now, likewise; an iterator is read to its end."""
+    found = {name: values(name, given) for name, given in axes.items()}
+    try:
+        return copy.deepcopy(found)
+    except Exception:  # noqa: BLE001 - as above
+        return found
 
 
 @dataclass(slots=True)
@@ -103,6 +133,10 @@ class Layout:
         if self._places is None:
             return number if number < self._size else -1
         return self._places[number] if number < len(self._places) else -1
+
+    def places(self, numbers: Iterable[int]) -> list[int]:
+        """Where the jobs of those numbers are that are of a point."""
+        return [place for number in numbers if (place := self.place(number)) >= 0]
 
     def _part(self, place: int) -> _Part:
         low, high = 0, len(self._parts) - 1
@@ -189,10 +223,10 @@ def point_digests(design: Design, start: int, stop: int) -> list[bytes]:
 
     rows: list[list[bytes]] = [[] for _ in range(stop - start)]
     absent = object()
-    for name, values in sorted(design.columns(start, stop, absent=absent).items()):
+    for name, column in sorted(design.columns(start, stop, absent=absent).items()):
         known: dict[int, bytes] = {}  # by id: the values of an axis come again and again
         word = name.encode()
-        for row, value in zip(rows, values, strict=True):
+        for row, value in zip(rows, column, strict=True):
             if value is absent:
                 continue
             said = known.get(id(value))

@@ -12,7 +12,7 @@ from qnb.errors import EncodingError, InvalidName, InvalidOption, QnbError, Unkn
 from qnb.options import TaskOptions, hint
 from qnb.storage.studies import UNKNOWN, Studies, Study
 from qnb.sweeps.designs import Design
-from qnb.sweeps.layout import Layout, digest_of
+from qnb.sweeps.layout import Layout, digest_of, frozen
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.spaces import Stream
 from qnb.sweeps.submit import create, matched
@@ -36,6 +36,11 @@ class Opened:
     fresh: bool = False  #: has it been created just now?
     note: str = ""  #: of one that was only planned: what would run
 
+    @property
+    def by_name(self) -> bool:
+        """Was it asked for by its name alone, with no points and no function?"""
+        return self.before is self.manifest
+
 
 def _prefix(name: str) -> str:
     return f"{name.encode()[:NAME_BYTES].decode(errors='ignore')}-{secrets.token_hex(4)}"
@@ -51,7 +56,9 @@ async def begin(
 ) -> Opened:
     """Create the sweep ``name``, or find it; without a name, create one with a readable name."""
     studies = Studies((await client.link()).store)
-    design = space if isinstance(space, Design) else None
+    design = None
+    if isinstance(space, Design):
+        space = design = frozen(space)
     attempt = 0
     while True:
         attempt += 1

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qnb.client import Client
+from qnb.client import Client, me
 from qnb.errors import BrokerError, EncodingError, JobLost, PayloadTooLarge, QnbError
 from qnb.models import JobRecord, JobSpec
+from qnb.storage.gates import Gates
 from qnb.storage.keys import UNFINISHED_TTL_MS
 from qnb.storage.records import Call
-from qnb.storage.studies import UNKNOWN, Studies, Study
+from qnb.storage.studies import RUNNING, UNKNOWN, Studies, Study
 from qnb.sweeps.designs import Design
 from qnb.sweeps.feed import Feed
-from qnb.sweeps.layout import Layout, Numbers, packed_part, point_digests
+from qnb.sweeps.layout import Layout, Numbers, frozen, packed_part, point_digests
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.reuse import serve
 from qnb.sweeps.spaces import Stream
@@ -31,6 +33,9 @@ __all__ = ["CHUNK", "Cancelled", "Submission", "create", "matched", "pack_parts"
 #: jobs that are encoded and stored at a time, and encoded before others get their turn
 CHUNK = 500
 SLICE = 50
+
+#: seconds between two looks at jobs that are being stopped
+STOPPING = 0.05
 
 _NONE = bytes(16)  #: the digest of what cannot be compared
 
@@ -152,18 +157,12 @@ class Submission:
     async def rest(self, *, lost: bool) -> None:
         """Store every job that has not been stored; with ``lost``, also those that have expired."""
         feed = self._feed
-        layout, stored = feed.layout, feed.study.stored
+        layout, stored, behind = feed.layout, feed.study.stored, self._behind()
         numbers = [layout.number(place) for place in range(len(layout))]
-        behind = sorted(
-            (place for place, number in enumerate(numbers) if number >= stored),
-            key=numbers.__getitem__,
-        )
         if lost and stored:
             early = [place for place, number in enumerate(numbers) if number < stored]
-            ids = [feed.study.id(numbers[place]) for place in early]
-            studies = await self._studies()
-            found = await feed.patiently(lambda: studies.tally(ids))
-            gone = [p for p, (cell, *_) in zip(early, found, strict=True) if cell == UNKNOWN]
+            unknown = await self._lost([numbers[place] for place in early])
+            gone = [place for place in early if numbers[place] in unknown]
             for at in range(0, len(gone), CHUNK):
                 part = gone[at : at + CHUNK]
                 await self._send(part, self._digests(part))
@@ -171,16 +170,60 @@ class Submission:
             await self._store(behind[at : at + CHUNK])
         await self._mark(max(feed.study.jobs, stored))
 
-    async def stream(self, stream: Stream) -> None:
-        """Store the points of ``stream`` as they come; those that are known keep their jobs."""
+    def _behind(self) -> list[int]:
+        """The places whose jobs have not been stored, by the numbers of these."""
+        layout, stored = self._feed.layout, self._feed.study.stored
+        found = [place for place in range(len(layout)) if layout.number(place) >= stored]
+        return sorted(found, key=layout.number)
+
+    async def leave(self) -> None:
+        """Note that the rest is not to be stored, and what it would have computed: nobody stores
+        it before the cell is run again.
+        """
+        feed, studies, behind = self._feed, await self._studies(), self._behind()
+        for at in range(0, len(behind), CHUNK):
+            places = behind[at : at + CHUNK]
+            digests = self._said(places, self._digests(places))
+            await feed.patiently(
+                lambda digests=digests: studies.mark(feed.study, digests=digests)  # type: ignore[misc]
+            )
+        study = replace(feed.study, stored=feed.study.jobs)
+        await feed.patiently(lambda: studies.mark(study, stored=study.jobs))
+        feed.study = study
+
+    async def _lost(self, numbers: Sequence[int]) -> set[int]:
+        """Those of these numbers whose jobs the store does not know."""
+        ids = [self._feed.study.id(number) for number in numbers]
+        studies = await self._studies()
+        found = await self._feed.patiently(lambda: studies.tally(ids))
+        return {number for number, (cell, *_) in zip(numbers, found, strict=True)
+                if cell == UNKNOWN}  # fmt: skip
+
+    async def stream(self, stream: Stream, *, anew: bool) -> None:
+        """Store the points of ``stream`` as they come; those that are known keep their jobs.
+
+        With ``anew``, they are all its points.
+        """
         client, feed = self._client, self._feed
         studies = await self._studies()
+        if anew:
+            packed = self.manifest.packed(client.codec, feed.study.prefix)
+            study = replace(feed.study, total=0, whole=False, manifest=packed)
+            made = await studies.replace(study, [])
+            if made is None:
+                raise QnbError(
+                    f"sweep {study.name!r} was changed elsewhere meanwhile; run this again"
+                )
+            feed.study = made
         known = _Known(await studies.digests(feed.study.name) if feed.study.jobs else b"")
         chunks = stream.chunks(CHUNK)
         while (design := await asyncio.to_thread(next, chunks, None)) is not None:
             study, first = feed.study, len(feed.layout)
+            design = frozen(design)
             digests = _digests_of(design)
             taken = [known.take(digest) for digest in digests]
+            had = [number for number in taken if number is not None]
+            lost = await self._lost(had) if had else set()
             after = study.jobs
             numbers = array("I")
             for number in taken:
@@ -197,8 +240,8 @@ class Submission:
             )  # fmt: skip
             feed.layout.append(design, plain)
             feed.extend(len(design))
-            new = [p for p, n in enumerate(taken, first) if n is None]
-            await self._send(new, [d for d, n in zip(digests, taken, strict=True) if n is None])
+            new = [at for at, n in enumerate(taken) if n is None or n in lost]
+            await self._send([first + at for at in new], [digests[at] for at in new])
             await self._mark(after)
             feed.changed()
         await self._mark(feed.study.jobs, fields={"k": 1})
@@ -216,17 +259,21 @@ class Submission:
     async def _store(self, places: Sequence[int]) -> None:
         """Store jobs that are not stored yet, by the order of their numbers."""
         feed, digests = self._feed, self._digests(places)
-        first = feed.layout.number(places[0])
-        last = feed.layout.number(places[-1])
-        said = bytearray(16 * (last + 1 - first))  # a number between may be of no point any more
-        for place, digest in zip(places, digests, strict=True):
-            at = 16 * (feed.layout.number(place) - first)
-            said[at : at + 16] = digest
-        await self._mark(None, (first, bytes(said)))
+        await self._mark(None, self._said(places, digests))
         await self._send(places, digests)
         # That they are stored goes with the next chunk: one trip for both.
-        feed.study = replace(feed.study, stored=last + 1)
+        feed.study = replace(feed.study, stored=feed.layout.number(places[-1]) + 1)
         feed.changed()
+
+    def _said(self, places: Sequence[int], digests: Sequence[bytes]) -> tuple[int, bytes]:
+        """The digests of jobs by number, from the first of these on."""
+        layout = self._feed.layout
+        first, last = layout.number(places[0]), layout.number(places[-1])
+        said = bytearray(16 * (last + 1 - first))  # a number between may be of no point any more
+        for place, digest in zip(places, digests, strict=True):
+            at = 16 * (layout.number(place) - first)
+            said[at : at + 16] = digest
+        return first, bytes(said)
 
     async def _send(self, places: Sequence[int], digests: Sequence[bytes]) -> None:
         async with self.between_chunks:
@@ -279,6 +326,23 @@ class Submission:
                 f"again, or look at it with app.sweep({study.name!r})"
             )
         feed.study = replace(feed.study, stored=max(study.stored, stored))
+
+    # -- no more -------------------------------------------------------------------------------
+
+    async def end(self, places: Sequence[int]) -> list[int]:
+        """Abort the jobs at ``places`` and wait until they have ended; those that are unknown."""
+        feed, studies = self._feed, await self._studies()
+        ids = [feed.study.id(feed.layout.number(place)) for place in places]
+        gates = Gates(studies.store)
+        await feed.patiently(lambda: gates.cancel(ids, me()))
+        deadline = time.monotonic() + 2 * studies.store.options.lease_ms / 1000 + 1
+        while True:  # those that run are stopped by their workers
+            await feed.read(places)
+            open_ = {place for place in places if feed.cells[place] <= RUNNING}
+            unknown = open_.intersection(feed.unknown)
+            if open_ == unknown or time.monotonic() > deadline:
+                return sorted(unknown)
+            await asyncio.sleep(STOPPING)
 
     # -- once more -----------------------------------------------------------------------------
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 from qnb import bridge
 from qnb.client import Client
 from qnb.clock import seconds
 from qnb.display import Displayed
-from qnb.errors import InvalidOption
+from qnb.errors import CodeChanged, InvalidOption
 from qnb.forecast.forecast import Progress
 from qnb.job import Job
 from qnb.models import CELLS, JobRecord, SweepSnapshot
 from qnb.reading import value_of
 from qnb.storage.studies import ABORTED, DONE, FAILED, QUEUED, RUNNING
+from qnb.sweeps.comparing import changed
 from qnb.sweeps.completed import Completed, how_to_return
 from qnb.sweeps.designs import Design
 from qnb.sweeps.driver import Driver
 from qnb.sweeps.feed import Feed
+from qnb.sweeps.layout import taken
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.opening import Opened
 from qnb.sweeps.spaces import extended
@@ -41,6 +44,8 @@ R = TypeVar("R")
 READ = 3.0
 
 Errors = Literal["raise", "coerce", "return"]
+
+_Read = tuple[list[str], Design, list[JobRecord | None]]  # the jobs, their points, what is known
 
 
 class Sweep(Displayed, Sequence[Job[R]]):
@@ -79,6 +84,15 @@ class Sweep(Displayed, Sequence[Job[R]]):
         self._driver.ready.result()
         return self._driver.feed
 
+    def _stored(self) -> Driver:
+        """Its driver, if it is more than a plan."""
+        if self._driver.is_plan:
+            raise InvalidOption(
+                f"{self!r}: a dry run has no jobs of its own; app.sweep({self.name!r}) finds those "
+                "of the sweep of that name, if there is one"
+            )
+        return self._driver
+
     def __len__(self) -> int:
         return len(self._laid_out().layout)
 
@@ -99,7 +113,9 @@ class Sweep(Displayed, Sequence[Job[R]]):
         return feed.study.id(feed.layout.number(place))
 
     def _ids(self) -> list[str]:
-        return [self._id(place) for place in range(len(self))]
+        feed = self._laid_out()
+        study, layout = feed.study, feed.layout
+        return [study.id(layout.number(place)) for place in range(len(layout))]
 
     def _job(self, place: int) -> Job[R]:
         return Job(self._client, self._id(place))
@@ -143,8 +159,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
 
     async def _values(self) -> list[R]:
         await self._all_ended()
-        records = await asyncio.wrap_future(bridge.spawn(self._records()))
-        return self._results(records, "raise")
+        return self._results(await asyncio.wrap_future(bridge.spawn(self._records())), "raise")
 
     def results(self, errors: Errors = "raise") -> list[Any]:
         """Wait for all jobs and give their values, in the order of the points.
@@ -157,19 +172,20 @@ class Sweep(Displayed, Sequence[Job[R]]):
         self.wait()
         return self._results(bridge.run(self._records()), errors)
 
-    def _results(self, records: list[JobRecord | None], errors: Errors) -> list[Any]:
+    def _results(self, read: _Read, errors: Errors) -> list[Any]:
         found: list[Any] = []
         failures: list[Exception] = []
-        for place, record in enumerate(records):
+        ids, design, records = read
+        for place, (id_, record) in enumerate(zip(ids, records, strict=True)):
             try:
-                found.append(value_of(self._client.codec, self._id(place), record))
+                found.append(value_of(self._client.codec, id_, record))
             except Exception as error:  # noqa: BLE001 - collected, and given together
-                error.add_note(f"job {self._id(place)!r}, point {self.design[place]!r}")
+                error.add_note(f"job {id_!r}, point {design[place]!r}")
                 failures.append(error)
                 found.append(error if errors == "return" else None)
         if failures and errors == "raise":
             raise ExceptionGroup(
-                f"{len(failures)} of {len(self)} jobs of sweep {self.name!r} failed", failures
+                f"{len(failures):,} of {len(ids):,} jobs of sweep {self.name!r} failed", failures
             )
         return found
 
@@ -181,10 +197,11 @@ class Sweep(Displayed, Sequence[Job[R]]):
         """
         return Completed(self._laid_out, self._job, seconds(timeout))
 
-    async def _records(self, places: Sequence[int] | None = None) -> list[JobRecord | None]:
+    async def _records(self) -> _Read:
+        feed, ids = self._feed, self._ids()
+        design = feed.layout.design
         store = (await self._client.link()).store
-        ids = self._ids() if places is None else [self._id(place) for place in places]
-        return await store.records(ids, call=False, result=True)
+        return ids, design, await feed.patiently(lambda: store.records(ids, result=True))
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -196,17 +213,17 @@ class Sweep(Displayed, Sequence[Job[R]]):
         this kernel has the task, else with the one they had. A sweep that is held back goes on,
         and what waits in it gets that function too. The answer is how many jobs there are.
         """
-        places, manifest = self._chosen(where), self._todays()
+        driver, chosen, manifest = self._stored(), self._chosen(where), self._todays()
         held = where is None and self._feed.paused.startswith("paused")
 
         async def reopen() -> list[int]:
-            feed = self._driver.feed
-            ended = [place for place in places if feed.cells[place] > RUNNING]
+            feed = driver.feed
+            ended = [p for p in feed.layout.places(chosen) if feed.cells[p] > RUNNING]
             feed.renew(ended)
-            return ended
+            return [feed.layout.number(place) for place in ended]
 
         return bridge.Command(
-            self._driver.again(bridge.run(reopen()), manifest, waiting=held),
+            driver.again(bridge.run(reopen()), manifest, waiting=held),
             f"retry of sweep {self.name!r}",
         )
 
@@ -220,29 +237,31 @@ class Sweep(Displayed, Sequence[Job[R]]):
         return manifest.of(function, blob, self._client.code(fn), iscoroutinefunction(fn))
 
     def _chosen(self, where: Any) -> list[int]:
+        """The numbers of the jobs that are meant."""
         feed = self._laid_out()
+        study, layout, cells = feed.study, feed.layout, bytes(feed.cells)
         if where is None:
-            return [p for p, cell in enumerate(feed.cells) if cell in (FAILED, ABORTED)]
+            return [layout.number(p) for p, cell in enumerate(cells) if cell in (FAILED, ABORTED)]
         listed = list(where)
-        if listed and all(isinstance(one, str | Job) for one in listed):
-            places = {self._id(place): place for place in range(len(self))}
+        if all(isinstance(one, str | Job) for one in listed):
+            numbers = {study.id(n): n for n in map(layout.number, range(len(layout)))}
             ids = [one.id if isinstance(one, Job) else one for one in listed]
-            if unknown := [id_ for id_ in ids if id_ not in places]:
+            if unknown := [id_ for id_ in ids if id_ not in numbers]:
                 raise InvalidOption(f"job {unknown[0]!r} is none of {self!r}")
-            return [places[id_] for id_ in ids]
-        if len(listed) != len(self) or not all(_is_bool(one) for one in listed):
+            return [numbers[id_] for id_ in ids]
+        if len(listed) != len(layout) or not all(_is_bool(one) or _is_na(one) for one in listed):
             raise InvalidOption(
-                f"where has {len(listed):,} values: expected a bool for each of the {len(self):,} "
-                "points, or jobs or ids of some of them"
+                f"where has {len(listed):,} values: expected a bool for each of the "
+                f"{len(layout):,} points, or jobs or ids of some of them"
             )
-        return [place for place, one in enumerate(listed) if one]
+        return [layout.number(p) for p, one in enumerate(listed) if not _is_na(one) and one]
 
     def cancel(self) -> bridge.Command[int]:
         """End all that has not ended: what waits is aborted, what runs is stopped.
 
         The answer is how many jobs that were.
         """
-        return bridge.Command(self._driver.cancel(), f"cancel of sweep {self.name!r}")
+        return bridge.Command(self._stored().cancel(), f"cancel of sweep {self.name!r}")
 
     def pause(self) -> bridge.Command[bool]:
         """Let no further job start, wherever workers are; what runs goes on.
@@ -250,11 +269,11 @@ class Sweep(Displayed, Sequence[Job[R]]):
         It stays so until :meth:`resume`, also when this kernel is gone. The answer is false if no
         job is left.
         """
-        return bridge.Command(self._driver.pause(), f"pause of sweep {self.name!r}")
+        return bridge.Command(self._stored().pause(), f"pause of sweep {self.name!r}")
 
     def resume(self) -> bridge.Command[bool]:
         """Let jobs start again after :meth:`pause`; false if none is left."""
-        return bridge.Command(self._driver.resume(), f"resume of sweep {self.name!r}")
+        return bridge.Command(self._stored().resume(), f"resume of sweep {self.name!r}")
 
     def extend(self, **axes: Any) -> bridge.Command[int]:
         """Add values to axes of a grid, and run the new points: the answer is how many.
@@ -262,11 +281,12 @@ class Sweep(Displayed, Sequence[Job[R]]):
         What has been computed stays. ``sweep.extend(x=[4, 5])`` on a grid of ``x`` and ``y`` runs
         the new values of ``x`` with each ``y``.
         """
-        design = extended(self.design, axes, repr(self))
-        manifest = self._todays()
-        return bridge.Command(
-            self._driver.extend(design, manifest), f"extend of sweep {self.name!r}"
-        )
+        driver, manifest, axes = self._stored(), self._todays(), taken(axes)
+        extended(self.design, axes, repr(self))  # refused here rather than in the background
+        opened = Opened(driver.feed.study, manifest, before=driver.manifest)
+        if said := bridge.run(changed(self._client, opened)):
+            warnings.warn(said, CodeChanged, stacklevel=2)
+        return bridge.Command(driver.extend(axes, manifest), f"extend of sweep {self.name!r}")
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -419,10 +439,19 @@ class Sweep(Displayed, Sequence[Job[R]]):
         said += f", {aborted:,} aborted" if aborted else ""
         return f"<Sweep {self.name!r} of {self.fn_name!r}: {said}; app.sweep({self.name!r})>"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a sweep stays in this process: a task that needs it calls app.sweep({self.name!r})"
+        )
+
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+def _is_na(one: object) -> bool:
+    return type(one).__name__ == "NAType"  # of a nullable mask: it is not known
 
 
 def _is_bool(one: object) -> bool:

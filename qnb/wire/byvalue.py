@@ -8,6 +8,7 @@ attributes it mentions. Its functions share that module's namespace, as they did
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import sys
@@ -109,6 +110,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it ships no types
             return self._class(obj)
         if isinstance(obj, types.ModuleType):
             return self._module(obj)
+        if obj is os.environ:  # the worker has its own; this one may hold secrets
+            return getattr, (os, "environ")
         if isinstance(obj, TypeVar) and _is_local(obj):
             return _cloudpickle._make_typevar, _cloudpickle._decompose_typevar(obj)
         return NotImplemented
@@ -271,6 +274,13 @@ _SCALARS = frozenset(
 _BY_NAME = (
     types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, Logger, re.Pattern,
 )  # fmt: skip
+#: what a class statement, a dataclass or a generic class leaves, and nobody changes inside
+_OF_CLASS = frozenset(
+    [
+        "__annotations__", "__dataclass_fields__", "__dataclass_params__", "__orig_bases__",
+        "__parameters__", "__annotate_func__", "__annotations_cache__", "__type_params__",
+    ]
+)  # fmt: skip
 _DESCRIPTORS = (
     property, classmethod, staticmethod,
     types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType,
@@ -289,7 +299,7 @@ class Watch:
     _names: list[tuple[dict[str, Any], str, object]] = field(default_factory=list)
     _cells: list[tuple[types.CellType, object]] = field(default_factory=list)
     _functions: list[tuple[types.FunctionType, Any, Any, Any, int]] = field(default_factory=list)
-    _classes: list[tuple[type, dict[str, Any]]] = field(default_factory=list)
+    _classes: list[tuple[type, Any, dict[str, Any]]] = field(default_factory=list)
     _modules: int = field(default_factory=lambda: len(sys.modules))
 
     def function(self, fn: types.FunctionType) -> None:
@@ -298,7 +308,7 @@ class Watch:
             (fn, fn.__code__, fn.__defaults__, fn.__kwdefaults__, len(fn.__dict__))
         )
         self._see(fn.__defaults__)
-        self._see_all((fn.__kwdefaults__ or {}).values())
+        self.names(fn.__kwdefaults__ or {}, fn.__kwdefaults__ or ())
         self.names(fn.__dict__, fn.__dict__)
         self.names(fn.__globals__, _cloudpickle._extract_code_globals(fn.__code__))
         for cell in fn.__closure__ or ():
@@ -311,9 +321,9 @@ class Watch:
         if issubclass(cls, Enum):
             self.complete = False
         space = dict(cls.__dict__)
-        self._classes.append((cls, space))
+        self._classes.append((cls, cls.__bases__, space))
         for name, value in space.items():
-            if not name.startswith("_abc_") and not (name[:2] == name[-2:] == "__"):
+            if not name.startswith("_abc_") and name not in _OF_CLASS:
                 self._see(
                     value.__func__ if isinstance(value, classmethod | staticmethod) else value
                 )
@@ -351,12 +361,11 @@ class Watch:
                 for fn, code, defaults, kwdefaults, extras in self._functions
             )
             and all(_content(cell) is value for cell, value in self._cells)
-            and all(_same_items(cls.__dict__, space) for cls, space in self._classes)
+            and all(
+                cls.__bases__ is bases and _same_items(cls.__dict__, space)
+                for cls, bases, space in self._classes
+            )
         )
-
-    def _see_all(self, values: Iterable[object]) -> None:
-        for value in values:
-            self._see(value)
 
     def _see(self, value: object) -> None:
         if self.complete and not _is_fixed(value):

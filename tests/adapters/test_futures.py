@@ -117,6 +117,8 @@ def test_a_task_keeps_its_name_and_options_and_those_of_the_executor_go_first(
         crew.executor(unique=True)
     with pytest.raises(qnb.InvalidOption, match="Did you mean 'priority'"):
         crew.executor(prioritie="bulk")
+    with pytest.raises(qnb.InvalidOption, match=r"max_workers=4: .*start_workers"):
+        crew.executor(max_workers=4)
 
 
 def test_a_cached_call_is_computed_once(crew: qnb.App) -> None:
@@ -191,8 +193,9 @@ def test_map_keeps_the_order_and_puts_small_calls_together(crew: qnb.App) -> Non
         assert list(many) == list(range(2, 1001))
         assert list(executor.map(later, [1, 2], chunksize=5)) == [-1, -2]
     assert len(crew.jobs_frame()) - before == 40 + 10 + 2
-    with pytest.raises(ValueError, match="chunksize=0"):
-        executor.map(add, [1], chunksize=0)
+    for chunksize in (0, 2.0):
+        with pytest.raises(ValueError, match=f"chunksize={chunksize}"):
+            executor.map(add, [1], chunksize=chunksize)  # type: ignore[arg-type]
 
 
 def test_map_gives_up_at_its_timeout_and_leaves_nothing_waiting(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -193,6 +194,15 @@ def test_without_a_numeric_result_it_is_the_duration_and_columns_may_be_named() 
     ax = draw(frame, "scatter", x="duration", y="start", color="worker")
     assert ax.get_xlabel() == "duration (seconds)"
     assert legend(ax) == ["host:1"]
+
+
+@pytest.mark.parametrize("days", [1e-5, 0.1, 400])
+def test_times_along_an_axis_are_written_apart(days: float) -> None:
+    frame = frame_of([job(i, i * days * 86_400, 1.0) for i in range(10)], range(10))
+    ax = draw(frame, "scatter", x="start", y="value")
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+    assert len(boxes) > 2
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_what_spans_much_has_a_logarithmic_axis_and_many_colours_a_bar() -> None:

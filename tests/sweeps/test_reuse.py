@@ -190,3 +190,37 @@ def test_why_says_where_a_result_comes_from_and_what_has_changed_since(serving: 
     assert third.results() == [-1]
     single = serving.task(name="plain")(lambda x: x).submit(1)
     assert "cache=True" in single.wait(5).why()
+
+
+def test_keywords_are_not_taken_for_a_parameter_that_holds_them(serving: qnb.App) -> None:
+    @serving.task(cache=True)
+    def f(x: int, **kw: Any) -> Any:
+        return x, kw
+
+    @serving.task(cache=True)
+    def g(*args: Any, **kw: Any) -> Any:
+        return args, kw
+
+    assert f.submit(1, y=2).get(timeout=5) == (1, {"y": 2})
+    assert f.grid(x=[1], kw=[{"y": 2}]).wait(10).results() == [(1, {"kw": {"y": 2}})]
+    assert f.submit(y=2, x=1).get(timeout=5) == (1, {"y": 2})
+    assert g.submit(1, 2).get(timeout=5) == ((1, 2), {})
+    assert g.grid(args=[(1, 2)]).wait(10).results() == [((), {"args": (1, 2)})]
+
+
+def test_a_sweep_or_pool_that_a_task_mentions_is_refused_with_the_way_out(app: qnb.App) -> None:
+    sweep = app.task(name="one")(abs).map([1])
+    pool = app.pool()
+
+    @app.task
+    def f(x: int) -> Any:
+        return sweep, x
+
+    @app.task
+    def g(x: int) -> Any:
+        return pool, x
+
+    with pytest.raises(qnb.EncodingError, match=r"variable 'sweep'.*calls app\.sweep\('one-"):
+        f.submit(1)
+    with pytest.raises(qnb.EncodingError, match=r"variable 'pool'.*calls app\.pool\(\)"):
+        g.submit(1)

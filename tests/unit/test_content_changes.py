@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,26 @@ def test_a_class_attribute_and_a_method_are_told_apart(make: Make) -> None:
     told = _told(make(cell), make(cell.replace("return 1", "return 2")))
     assert told.startswith("helper `A.go` changed")
     assert "  -def go(self): return 1\n  +def go(self): return 2" in told
+
+
+def test_much_that_changed_is_told_on_one_screen(make: Make) -> None:
+    body = "".join(f"    x += {n}\n" for n in range(60))
+    many = "".join(f"def g{n}(x):\n{body}    return x\n" for n in range(30))
+    cell = f"{many}\ndef f(x): return {' + '.join(f'g{n}(x)' for n in range(30))}"
+    lines = _told(make(cell), make(cell.replace("+=", "-="))).splitlines()
+    assert lines[0] == "helper `g0` changed (Cell 1, line 1)"
+    assert len(lines) < 60
+    assert "  …" in lines
+    assert lines[-1] == "and 18 more"
+
+
+def test_values_are_told_short_without_addresses_and_without_secrets(make: Make) -> None:
+    cell = "class A: pass\na = A()\nB = 'x' * 999\nAPI_KEY = 'one'\ndef f(): return a, B, API_KEY"
+    told = _told(make(cell), make(f"{cell}\na.k = 1\nB += 'y'\nAPI_KEY = 'two'"))
+    assert "global `a`: another __main__.A" in told.splitlines()
+    assert max(map(len, told.splitlines())) < 250
+    assert "global `API_KEY`: another" in told
+    assert not re.search("one|two", told)
 
 
 def test_equal_code_needs_no_explanation(make: Make) -> None:
@@ -260,6 +281,18 @@ def test_a_function_seen_before_is_told_at_once(make: Make) -> None:
             code_of(fn)
         took.append((time.perf_counter() - start) / 200)
     assert min(took) < 100e-6
+
+
+def test_many_functions_may_be_told_by_many_threads(make: Make) -> None:
+    fns = [make(f"K = {n}\ndef f(): return K") for n in range(200)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as threads:
+            found = [threads.submit(lambda: [code_of(fn).digest for fn in fns]) for _ in range(12)]
+    finally:
+        sys.setswitchinterval(before)
+    assert len({tuple(each.result()) for each in found}) == 1
 
 
 def test_what_changes_under_a_function_seen_before_is_noticed(make: Make) -> None:

@@ -136,6 +136,49 @@ def test_values_that_hold_themselves_or_much_in_common_are_no_trap() -> None:
     assert time.perf_counter() - start < 1
 
 
+def test_many_values_that_lead_back_to_each_other_take_no_longer() -> None:
+    def mesh(last: int) -> list[Any]:
+        nodes: list[list[Any]] = [[number] for number in range(60)]
+        for node in nodes:
+            node.extend(nodes)
+        nodes[-1].append(last)
+        return nodes
+
+    start = time.perf_counter()
+    assert value_digest(mesh(1)) == value_digest(mesh(1)) != value_digest(mesh(2))
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pd.Series(np.arange(300_000)),
+        pd.Series(np.arange(300_000), dtype="Int64"),
+        pd.Series(np.arange(300_000) % 7).astype("category"),
+        pd.MultiIndex.from_product([range(500), range(600)]),
+    ],
+    ids=["plain", "nullable", "categorical", "multi-index"],
+)
+def test_long_columns_and_indexes_are_no_walk_through_their_rows(value: Any) -> None:
+    start = time.perf_counter()
+    value_digest(value)
+    assert time.perf_counter() - start < 0.6
+
+
+def test_to_which_value_another_leads_back_counts() -> None:
+    def pair(*, to_outer: bool) -> list[Any]:
+        outer: list[Any] = ["outer"]
+        inner: list[Any] = ["inner"]
+        inner.append(outer if to_outer else inner)
+        outer.append(inner)
+        return outer
+
+    assert value_digest(pair(to_outer=True)) != value_digest(pair(to_outer=False))
+    alike, apart = ["a", ["a"]], ["a"]
+    one, two = [alike, apart, pair(to_outer=True)], [alike, apart, pair(to_outer=False)]
+    assert value_digest(one) != value_digest(two)
+
+
 _cell: dict[str, Any] = {"__name__": "__main__"}
 exec(  # noqa: S102 - a notebook's cell
     "import dataclasses\n@dataclasses.dataclass\nclass Local:\n    x: int\ndef local(): pass", _cell

@@ -87,9 +87,17 @@ def test_a_cube_that_would_be_nearly_empty_is_refused() -> None:
 
 def test_two_rows_in_one_place_are_refused_by_cube_and_pivot() -> None:
     frame = _sweep([1, 2, 3], a=[1, 1, 2], b=[1, 2, 1])
-    for ask in (lambda: to_xarray(frame, "a"), lambda: pivot(frame, "a", "a")):
-        with pytest.raises(InvalidOption, match=r"more than one row has a=.*drop_duplicates"):
-            ask()
+    with pytest.raises(InvalidOption, match=r"more than one row has a=1: .*drop_duplicates"):
+        to_xarray(frame, "a")
+    frame = _sweep([1, 2], lr=[0.1, 0.1], depth=[3, 3], kind=["a", "b"])
+    with pytest.raises(InvalidOption, match=r"has lr=0\.1, depth=3: .*'value', 'lr', 'depth'\)"):
+        pivot(frame, "lr", "depth")
+    assert frame.pivot_table("value", "lr", "depth").to_numpy() == [[1.5]]  # what it advises
+
+
+def test_a_pivot_takes_two_columns() -> None:
+    with pytest.raises(InvalidOption, match=r"not 'x' twice"):
+        pivot(_sweep(range(6), **GRID), "x", "x")
 
 
 def test_unknown_columns_are_refused_with_the_known_ones() -> None:
