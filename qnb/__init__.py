@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         TaskInfo,
         TaskResult,
     )
+    from qnb.nesting import nest
     from qnb.pool import Pool
     from qnb.running.context import current_task
     from qnb.running.progress import progress, report
@@ -86,6 +87,7 @@ _HOMES = {
     "TaskResult": "qnb.models",
     "current_task": "qnb.running.context",
     "grid": "qnb.sweeps.designs",
+    "nest": "qnb.nesting",
     "points": "qnb.sweeps.spaces",
     "progress": "qnb.running.progress",
     "register_joblib": "qnb.adapters.joblib",
@@ -139,6 +141,7 @@ __all__ = [
     "WorkerCrashed",
     "current_task",
     "grid",
+    "nest",
     "points",
     "progress",
     "register_joblib",

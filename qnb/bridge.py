@@ -106,7 +106,9 @@ def apart(coroutine: Coroutine[Any, Any, T]) -> T:
 
     def work() -> None:
         try:
-            done.set_result(asyncio.run(main()))
+            with asyncio.Runner() as runner:  # nest() replaces asyncio.run
+                value = runner.run(main())
+            done.set_result(value)
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             done.set_exception(error)
 

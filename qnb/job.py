@@ -95,11 +95,13 @@ class Job(Displayed, Generic[R]):
     async def _ended(self, limit: float | None) -> JobRecord | None:
         try:
             async with asyncio.timeout(limit):
-                return await self._client.wait(self.id)
+                record = await self._client.wait(self.id)
         except TimeoutError:
             raise TimeoutError(
                 f"job {self.id!r} has not ended within {limit:g} s; it goes on"
             ) from None
+        self._seen = record or replace(self._seen, status=JobState.NOT_FOUND)
+        return record
 
     # -- commands ------------------------------------------------------------------------------
 

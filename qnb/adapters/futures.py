@@ -19,7 +19,7 @@ from qnb.errors import InvalidOption
 from qnb.job import Job
 from qnb.options import TaskOptions
 from qnb.storage.records import Call
-from qnb.task import PreparedCall, Task
+from qnb.task import Task
 
 __all__ = ["QueueExecutor"]
 
@@ -102,7 +102,7 @@ class QueueExecutor(Executor):
                 future = QueueFuture(Job(self.client, new_id()), self._dispatch.drop)
                 future.set_exception(error)
                 return future
-            future = QueueFuture(PreparedCall(call, self.client).job(), self._dispatch.drop)
+            future = QueueFuture(Job(self.client, call.spec.task_id), self._dispatch.drop)
             self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         self._dispatch.put(call, future)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from qnb import bridge
 from qnb.analysis import frames, tables
 from qnb.analysis.columns import MISSING
 from qnb.analysis.frames import DataFrame
-from qnb.analysis.values import LAZY_ABOVE, Values
+from qnb.analysis.values import LAZY_ABOVE, LazyValue, Values
 from qnb.client import Client
 from qnb.errors import QnbError
 from qnb.options import FrameOptions
@@ -68,7 +69,17 @@ def sweep_frame(  # noqa: PLR0913 - what a sweep is
 
     with _undisturbed():
         rows = bridge.run(read()) if task_ids else []
-        return frames.sweep_frame(name, points, rows, list(map(value, rows)), labels=labels)
+        found = list(map(value, rows))
+        frame = frames.sweep_frame(name, points, rows, found, labels=labels)
+    unread = sum(isinstance(one, LazyValue) for one in found)
+    if unread and len(frame.attrs["results"]) > 1:  # a mean of the fields would be of the others
+        warnings.warn(
+            f"{unread:,} of {len(found):,} results are not loaded, as they have more than "
+            f"{lazy_above // 1024} kB or cannot be read here: their fields are missing among the "
+            "columns. A LazyValue stands for each, and its get() loads it",
+            stacklevel=3,
+        )
+    return frame
 
 
 def errors_frame(client: Client, task_ids: Sequence[str]) -> DataFrame:

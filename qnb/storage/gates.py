@@ -21,6 +21,7 @@ from qnb.errors import InvalidOption
 from qnb.models import Ending, JobSpec, Outcome
 from qnb.storage.keys import DAY_MS, UNFINISHED_TTL_MS, job_hex
 from qnb.storage.records import (
+    FRONT,
     Claimed,
     Unreadable,
     pack,
@@ -28,7 +29,6 @@ from qnb.storage.records import (
     read_int,
     unpack_spec,
 )
-from qnb.storage.scripts import FRONT
 from qnb.storage.store import Store, aborted, skipped
 
 __all__ = ["Gate", "Gates"]

@@ -28,6 +28,7 @@ from qnb.options import ISOLATIONS
 
 __all__ = [
     "FIELDS",
+    "FRONT",
     "MAX_LOST_STARTS",
     "Call",
     "Claimed",
@@ -56,6 +57,9 @@ T = TypeVar("T")
 
 #: a job that has lost its worker this often is ended
 MAX_LOST_STARTS = 3
+
+#: most jobs of a resumed sweep that go to the front of their lane at a time
+FRONT = 50
 
 #: a result up to this size travels inside its notice
 NOTICE_RESULT = 32 * 1024

@@ -17,18 +17,15 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from qnb.storage.keys import DAY_MS, GROUP, UNFINISHED_TTL_MS, KeySpace, job_hex
-from qnb.storage.records import MAX_LOST_STARTS
+from qnb.storage.records import FRONT, MAX_LOST_STARTS
 
-__all__ = ["FRONT", "INLINE", "Scripts"]
+__all__ = ["INLINE", "Scripts"]
 
 #: most bytes of a call that ride in the lane's entry; a larger one is fetched from the record
 INLINE = 16 * 1024
 
 #: most bytes of a job's log
 LOG_BYTES = 1_000_000
-
-#: most jobs of a resumed sweep that go to the front of their lane at a time
-FRONT = 50
 
 #: how often a gate that is in use says so
 

@@ -88,7 +88,8 @@ class Completed(Generic[R]):
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _late(self) -> TimeoutError:
-        name, left = self._feed().study.name, self._feed().left
+        feed = self._feed()
+        name, left = feed.study.name, feed.left
         return TimeoutError(
-            f"{left:,} jobs of sweep {name!r} have not ended within {self._limit:g} s; it goes on"
+            f"{left:,} jobs of sweep {name!r} have not ended within {self._limit:g} s; {feed.why()}"
         )

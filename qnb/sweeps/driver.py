@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
 
 from qnb import bridge
 from qnb.client import Client
@@ -22,7 +21,6 @@ from qnb.sweeps.feed import Feed
 from qnb.sweeps.layout import Layout, digest_of
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.opening import Opened, read_layout
-from qnb.sweeps.spaces import extended
 from qnb.sweeps.submit import Cancelled, Submission, relaid
 
 __all__ = ["Driver"]
@@ -59,6 +57,8 @@ class Driver:
         self._filling: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  #: of what gives jobs or takes them away, as it was asked for
         self._gating = asyncio.Lock()  #: of what holds jobs back or lets them go
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_held = True  #: does anybody have a handle of it?
         self._cancels = 0  #: cancels that have been asked for and are not done
         if opened.layout is not None:
             self.ready.set_result(None)
@@ -78,7 +78,23 @@ class Driver:
         self._owe()
         bridge.spawn(self._live())
 
+    def let_go(self) -> None:
+        """Nobody holds it any more, from any thread: what was only looked at is not followed."""
+
+        def leave() -> None:
+            self._is_held = False
+            if self._filling is not None and self._filling.done():
+                self._unfollow()
+
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(leave)
+
+    def _unfollow(self) -> None:
+        if self._following is not None and not self.feed.watchers:
+            self._following.cancel()
+
     async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
         filling: asyncio.Task[None] | None = None
         try:
             async with self._turn:
@@ -98,6 +114,8 @@ class Driver:
         finally:
             self._ready()
             self._let_leave()
+            if not self._is_held:
+                self._unfollow()
 
     async def _prepare(self, opened: Opened) -> None:
         """What comes before the first job, and before all that is asked of the sweep."""
@@ -154,9 +172,10 @@ class Driver:
 
     def _fail(self, error: Exception) -> None:
         feed = self.feed
+        said = str(error) if isinstance(error, QnbError) else f"{type(error).__name__}: {error}"
         told = QnbError(
             f"sweep {feed.study.name!r}: {feed.study.stored:,} of {feed.study.jobs:,} jobs were "
-            f"stored, then: {error}"
+            f"stored, then: {said}"
         )
         told.__cause__ = error
         if self._following is not None:
@@ -414,13 +433,13 @@ class Driver:
         finally:  # after an error they are as they were
             self.feed.renewed(dict.fromkeys(places, 0))
 
-    async def extend(self, axes: Mapping[str, Any], manifest: Manifest) -> int:
-        """Add values to its axes and run the points that are new, by ``manifest``; how many."""
-        feed, known = self.feed, manifest
+    async def extend(self, more: Callable[[Layout], Design], manifest: Manifest) -> int:
+        """Add points to those that it has, and run the new ones by ``manifest``; how many."""
+        feed = self.feed
 
         def points() -> Design:
-            design = extended(feed.layout.design, axes, f"sweep {feed.study.name!r}")
-            newest = known.newest(self.manifest)
+            design = more(feed.layout)
+            newest = manifest.newest(self.manifest)
             self.submission.manifest = replace(newest, design=digest_of(design).hex())
             return design
 

@@ -103,6 +103,7 @@ class Feed:
         self.unknown: list[
             int
         ] = []  #: places whose jobs the store did not know when last looked at
+        self.unserved = ""  #: that no worker serves it, and the remedy
         self.slots = 0  #: of the workers that serve the queue
         self.limit: int | None = None  #: how many of its jobs may run at once
         self.paused = study.held  #: why no job may start; "" if they may
@@ -222,6 +223,22 @@ class Feed:
                 if self.study.lane in says.get("lanes", [self.study.lane])
                 and not says.get("leaving")
             )
+            self._tell_if_unserved()
+
+    def _tell_if_unserved(self) -> None:
+        serves = self.slots > 0
+        if serves or not self.left or self.paused:
+            self.unserved = ""
+        elif not self.unserved:
+            self.unserved = (
+                f"no worker serves lane {self.study.lane!r}: app.start_workers() starts some"
+            )
+            if self.stored:
+                log.warning("sweep %r waits: %s", self.study.name, self.unserved)
+
+    def why(self) -> str:
+        """What a wait that has taken too long is told."""
+        return self.paused or self.unserved or "it goes on"
 
     async def read(self, places: Sequence[int]) -> None:
         """Look at the jobs at ``places`` now; those that are not known are :attr:`unknown`."""

@@ -11,8 +11,11 @@ import random
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from queue import SimpleQueue
+from threading import Thread
 
 from qnb.client import Client, me
 from qnb.errors import BrokerError, EncodingError, JobLost, PayloadTooLarge, QnbError
@@ -33,6 +36,9 @@ __all__ = ["CHUNK", "Cancelled", "Submission", "create", "matched", "pack_parts"
 #: jobs that are encoded and stored at a time, and encoded before others get their turn
 CHUNK = 500
 SLICE = 50
+
+#: seconds after which it is said anew that points are waited for
+HEARD = 1.0
 
 #: seconds between two looks at jobs that are being stopped
 STOPPING = 0.05
@@ -141,6 +147,35 @@ async def relaid(
     return (made, Layout([(design, plain)])) if made else None
 
 
+class _Puller:
+    """Takes the next of ``chunks`` in a thread, None after the last.
+
+    It is one that the end of the process does not wait for, nor needs to be started then.
+    """
+
+    def __init__(self, chunks: Iterator[Design]) -> None:
+        self._chunks = chunks
+        self._asked: SimpleQueue[Future[Design | None] | None] = SimpleQueue()
+        Thread(target=self._work, name="qnb-points", daemon=True).start()
+
+    def _work(self) -> None:
+        while (coming := self._asked.get()) is not None:
+            if not coming.set_running_or_notify_cancel():
+                continue
+            try:
+                coming.set_result(next(self._chunks, None))
+            except BaseException as error:  # noqa: BLE001 - told to whoever waits
+                coming.set_exception(error)
+
+    def next(self) -> Future[Design | None]:
+        coming: Future[Design | None] = Future()
+        self._asked.put(coming)
+        return coming
+
+    def end(self) -> None:
+        self._asked.put(None)
+
+
 class Cancelled(Exception):
     """The sweep has been cancelled elsewhere while its jobs were being stored."""
 
@@ -216,36 +251,52 @@ class Submission:
                 )
             feed.study = made
         known = _Known(await studies.digests(feed.study.name) if feed.study.jobs else b"")
-        chunks = stream.chunks(CHUNK)
-        while (design := await asyncio.to_thread(next, chunks, None)) is not None:
-            study, first = feed.study, len(feed.layout)
-            design = frozen(design)
-            digests = _digests_of(design)
-            taken = [known.take(digest) for digest in digests]
-            had = [number for number in taken if number is not None]
-            lost = await self._lost(had) if had else set()
-            after = study.jobs
-            numbers = array("I")
-            for number in taken:
-                numbers.append(after if number is None else number)
-                after += number is None
-            plain: Numbers = numbers
-            if numbers == array("I", range(first, first + len(numbers))):
-                plain = range(first, first + len(numbers))
-            feed.study = replace(study, jobs=after, total=first + len(design))
-            points = pack_parts(client, study, design, plain)
-            await self._mark(
-                None, (study.jobs, b"".join(d for d, n in zip(digests, taken, strict=True)
-                                            if n is None)), points,
-            )  # fmt: skip
-            feed.layout.append(design, plain)
-            feed.extend(len(design))
-            new = [at for at, n in enumerate(taken) if n is None or n in lost]
-            await self._send([first + at for at in new], [digests[at] for at in new])
-            await self._mark(after)
-            feed.changed()
+        puller = _Puller(stream.chunks(CHUNK))
+        try:
+            while (design := await self._next(puller)) is not None:
+                await self._add(frozen(design), known)
+        finally:
+            puller.end()
         await self._mark(feed.study.jobs, fields={"k": 1})
         feed.study = replace(feed.study, whole=True)
+
+    async def _add(self, design: Design, known: _Known) -> None:
+        """Store points behind the others."""
+        feed = self._feed
+        study, first = feed.study, len(feed.layout)
+        digests = _digests_of(design)
+        taken = [known.take(digest) for digest in digests]
+        had = [number for number in taken if number is not None]
+        lost = await self._lost(had) if had else set()
+        after = study.jobs
+        numbers = array("I")
+        for number in taken:
+            numbers.append(after if number is None else number)
+            after += number is None
+        plain: Numbers = numbers
+        if numbers == array("I", range(first, first + len(numbers))):
+            plain = range(first, first + len(numbers))
+        feed.study = replace(study, jobs=after, total=first + len(design))
+        points = pack_parts(self._client, study, design, plain)
+        await self._mark(
+            None, (study.jobs, b"".join(d for d, n in zip(digests, taken, strict=True)
+                                        if n is None)), points,
+        )  # fmt: skip
+        feed.layout.append(design, plain)
+        feed.extend(len(design))
+        new = [at for at, n in enumerate(taken) if n is None or n in lost]
+        await self._send([first + at for at in new], [digests[at] for at in new])
+        await self._mark(after)
+        feed.changed()
+
+    async def _next(self, puller: _Puller) -> Design | None:
+        """The next points; until they are there, others are told that this goes on."""
+        coming = asyncio.wrap_future(puller.next())
+        while not coming.done():
+            await asyncio.wait({coming}, timeout=HEARD)
+            if not coming.done():
+                await self._mark(None)
+        return coming.result()
 
     async def _studies(self) -> Studies:
         return Studies((await self._client.link()).store)

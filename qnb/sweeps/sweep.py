@@ -10,6 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
+from weakref import finalize
 
 from qnb import bridge
 from qnb.client import Client
@@ -26,7 +27,7 @@ from qnb.sweeps.completed import Completed, how_to_return
 from qnb.sweeps.designs import Design
 from qnb.sweeps.driver import Driver
 from qnb.sweeps.feed import Feed
-from qnb.sweeps.layout import taken
+from qnb.sweeps.layout import Layout, taken
 from qnb.sweeps.manifest import Manifest
 from qnb.sweeps.opening import Opened
 from qnb.sweeps.spaces import extended
@@ -67,6 +68,8 @@ class Sweep(Displayed, Sequence[Job[R]]):
         self._client = client
         self._driver = Driver(client, opened, shuffle=shuffle, rerun=rerun)
         self._driver.start()
+        if opened.by_name:
+            finalize(self, self._driver.let_go).atexit = False
 
     @property
     def _feed(self) -> Feed:
@@ -141,8 +144,9 @@ class Sweep(Displayed, Sequence[Job[R]]):
                 if ended is self._feed.ended:
                     return self
         except FutureTimeout:
-            why = self._feed.paused or "it goes on"
-            raise TimeoutError(f"{self!r} has not ended within {limit:g} s; {why}") from None
+            raise TimeoutError(
+                f"{self!r} has not ended within {limit:g} s; {self._feed.why()}"
+            ) from None
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(how_to_return(self.name))
             raise
@@ -242,7 +246,9 @@ class Sweep(Displayed, Sequence[Job[R]]):
         study, layout, cells = feed.study, feed.layout, bytes(feed.cells)
         if where is None:
             return [layout.number(p) for p, cell in enumerate(cells) if cell in (FAILED, ABORTED)]
-        listed = list(where)
+        if isinstance(where, str | Job):
+            where = [where]
+        listed = list(getattr(where, "index", where) if hasattr(where, "columns") else where)
         if all(isinstance(one, str | Job) for one in listed):
             numbers = {study.id(n): n for n in map(layout.number, range(len(layout)))}
             ids = [one.id if isinstance(one, Job) else one for one in listed]
@@ -282,11 +288,16 @@ class Sweep(Displayed, Sequence[Job[R]]):
         the new values of ``x`` with each ``y``.
         """
         driver, manifest, axes = self._stored(), self._todays(), taken(axes)
-        extended(self.design, axes, repr(self))  # refused here rather than in the background
+        layout = self._laid_out().layout
+        design = extended(layout.design, axes, repr(self))  # refused here, rather than unheard
         opened = Opened(driver.feed.study, manifest, before=driver.manifest)
         if said := bridge.run(changed(self._client, opened)):
             warnings.warn(said, CodeChanged, stacklevel=2)
-        return bridge.Command(driver.extend(axes, manifest), f"extend of sweep {self.name!r}")
+
+        def points(now: Layout) -> Design:
+            return design if now is layout else extended(now.design, axes, repr(self))
+
+        return bridge.Command(driver.extend(points, manifest), f"extend of sweep {self.name!r}")
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -414,7 +425,7 @@ class Sweep(Displayed, Sequence[Job[R]]):
             return self._feed.paused
         if not feed.stored and feed.study.stored < max(feed.study.jobs, 1):
             return f"stored {feed.study.stored:,} of {feed.study.jobs:,}"
-        return str(feed.note)
+        return feed.unserved or feed.note
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have ``changed`` called on qnb's I/O thread whenever :meth:`snapshot` may have changed.

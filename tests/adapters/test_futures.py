@@ -92,6 +92,7 @@ def test_any_callable_runs_under_a_name_that_can_be_read(
     future = executor.submit(fn, 3)
     assert future.result(10) == value
     assert crew.jobs_frame().loc[future.job.id, "fn_name"] == name
+    assert repr(future.job) == f"<Job {future.job.id!r}>"  # not that it still waits
 
 
 def test_a_method_is_called_on_the_object_as_it_is_now(executor: Any) -> None:

@@ -82,6 +82,7 @@ FLOORS = [
     "link",
     "client",
     "bridge",
+    "nesting",
     "inline",
     "why",
     "job",

@@ -55,6 +55,20 @@ class Kernel:
         content = self.execute(textwrap.dedent(cell).format(**names))
         assert content["status"] == "ok", "\n".join(content.get("traceback", []))
 
+    def run_all(self, cells: list[str]) -> list[dict[str, Any]]:
+        """Send all cells at once, as "Run All" does; what the kernel answers, in their order."""
+
+        def work() -> list[dict[str, Any]]:
+            sent = [self._client.execute(textwrap.dedent(cell)) for cell in cells]
+            answers = {}
+            while len(answers) < len(sent):
+                reply = self._client.get_shell_msg(timeout=20)
+                answers[reply["parent_header"]["msg_id"]] = reply["content"]
+            return [answers[message] for message in sent]
+
+        answers: list[dict[str, Any]] = self._within(work)
+        return answers
+
     def end(self) -> None:
         self._client.stop_channels()
         self._within(lambda: self._manager.shutdown_kernel(now=True))

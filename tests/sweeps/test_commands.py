@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import qnb
+from qnb import bridge
 
 Wait = Callable[..., Any]
 
@@ -161,8 +163,8 @@ def test_points_added_while_jobs_come_as_they_complete_come_too(serving: qnb.App
     async def f(x: int) -> int:
         return x
 
-    sweep = f.grid(x=[5, 6, 7]).wait(10)
-    found = []
+    sweep: qnb.Sweep[Any] = f.grid(x=[5, 6, 7]).wait(10)
+    found: list[Any] = []
     for job in sweep.as_completed(timeout=10):
         if not found:
             f.options(name=sweep.name).grid(x=[7, 9, 6, 5])
@@ -195,3 +197,82 @@ def test_a_cancelled_sweep_of_which_some_run_again_stays_cut_short(
     other = elsewhere.sweep("much")
     wait_until(lambda: other._driver.submitted.done(), "it is known what there is", 20)
     assert asyncio.run(app.queue_size()) == 1
+
+
+def test_a_handle_that_nobody_holds_is_not_followed_any_more(
+    app: qnb.App, wait_until: Wait
+) -> None:
+    @app.task
+    def f(x: int) -> int:
+        return x
+
+    sweep = f.options(name="long").map(range(3))
+    sweep._driver.submitted.result(5)
+
+    async def followers() -> int:
+        return sum(task.get_name() == "qnb-follow" for task in asyncio.all_tasks())
+
+    before = bridge.run(followers())
+    kept = app.sweep("long")
+    for _ in range(5):
+        app.sweep("long")
+    gc.collect()
+    wait_until(lambda: bridge.run(followers()) == before + 1, "only what is held is followed")
+    assert kept.cancel().result(10) == 3
+    sweep.wait(10)
+
+
+def test_another_code_is_told_of_before_more_points_run_with_it(serving: qnb.App) -> None:
+    @serving.task
+    def f(x: int) -> int:
+        return x
+
+    sweep = f.grid(x=[1]).wait(10)
+
+    @serving.task  # type: ignore[no-redef]
+    def f(x: int) -> int:
+        return -x
+
+    with pytest.warns(qnb.CodeChanged, match="1 of 1 jobs"):
+        asked = sweep.extend(x=[2])
+    assert asked.result(10) == 1
+    assert sweep.wait(10).results() == [1, -2]
+
+
+def test_a_job_that_was_only_just_added_can_be_asked_for(
+    serving: qnb.App, wait_until: Wait
+) -> None:
+    @serving.task
+    async def f(x: int) -> int:
+        return x
+
+    sweep: qnb.Sweep[Any] = f.grid(x=[0]).wait(10)
+    sweep.extend(x=range(1, 3000))
+    wait_until(lambda: len(sweep) == 3000, "they are laid out")
+    assert sweep[-1].get(timeout=10) == 2999
+
+
+def test_a_watcher_that_goes_wrong_does_not_end_the_sweep(serving: qnb.App) -> None:
+    @serving.task
+    def f(x: int) -> int:
+        return x
+
+    sweep = f.map(range(5))
+    sweep.watch(lambda: 1 / 0)  # type: ignore[arg-type]
+    assert sweep.wait(10).results() == list(range(5))
+
+
+def test_a_handle_whose_points_were_replaced_can_be_gone_on_with(
+    serving: qnb.App, elsewhere: qnb.App
+) -> None:
+    @serving.task
+    async def f(x: int) -> int:
+        return x
+
+    first = f.options(name="scan").map(range(20_000))
+    second = f.options(name="scan").map(range(300))
+    assert second.wait(10).results() == list(range(300))
+    with pytest.raises(qnb.QnbError, match="given other points elsewhere"):
+        first.wait(10)
+    assert first.retry(first[:2]).result(10) == 2
+    assert first.wait(10).results() == list(range(300))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -257,3 +258,51 @@ def test_a_kernel_that_goes_away_is_not_needed(
     script = textwrap.dedent(code).format(url=server_url, queue=queue)
     subprocess.run([sys.executable, "-c", script], check=False, timeout=25, env=os.environ)
     assert serving.sweep("cut off").wait(20).results() == list(range(200))
+
+
+STREAM = """
+    import os, sys, time, qnb
+    app = qnb.App({url!r}, {queue!r})
+
+    @app.task
+    def f(x: int) -> int:
+        return x
+
+    def points():
+        for x in range(3000):
+            if x == 700:
+                print("slow", flush=True)
+                sys.stdin.read()
+            yield {{"x": x}}
+
+    f.options(name="stream").sweep(points())
+"""
+
+
+def test_the_points_of_a_generator_are_stored_though_the_script_ends(
+    app: qnb.App, server_url: str, queue: str
+) -> None:
+    script = textwrap.dedent(STREAM).format(url=server_url, queue=queue)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=25, input="", text=True)
+    assert asyncio.run(app.queue_size()) == 3000
+
+
+def test_a_slow_generator_is_not_taken_for_a_dead_one(
+    app: qnb.App, server_url: str, queue: str, wait_until: Wait
+) -> None:
+    from qnb.sweeps import driver
+
+    script = textwrap.dedent(STREAM).format(url=server_url, queue=queue)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stdout.readline() == "slow\n"
+    sweep = app.sweep("stream")
+    until = time.monotonic() + driver.SILENT + 1.5
+    wait_until(lambda: time.monotonic() > until, "it has been slow for long")
+    assert sweep.snapshot().note == ""
+    assert not sweep.snapshot().whole
+    process.communicate("", timeout=25)
+    wait_until(lambda: len(sweep) == 3000, "the rest has come")

@@ -165,3 +165,16 @@ def test_waiters_of_all_kinds_outlive_a_server_that_is_killed(
     app.stop()
     worker.join()
     app.close()
+
+
+def test_a_wait_that_no_worker_will_end_says_so(app: qnb.App, wait_until: Wait) -> None:
+    @app.task
+    def f(x: int) -> int:
+        return x
+
+    sweep = f.map(range(3))
+    wait_until(lambda: "no worker serves" in sweep.snapshot().note, "its note")
+    with pytest.raises(TimeoutError, match=r"no worker serves lane 'default': app\.start_workers"):
+        sweep.wait(0.1)
+    with pytest.raises(TimeoutError, match=r"no worker serves lane 'default'"):
+        list(sweep.as_completed(timeout=0.1))

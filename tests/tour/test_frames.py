@@ -120,10 +120,26 @@ def test_large_results_stay_in_the_store_until_asked_for(serving: qnb.App) -> No
     assert repr(large) == f"<320.1 kB result of job {jobs[1].id!r}>"
     assert large.nbytes >= 320_000
     assert large.get().shape == (40_000,)
-    table = serving.jobs_frame(values=True)
+    table = serving.jobs_frame(values=True).loc[[job.id for job in jobs]]
     assert [type(value) is qnb.LazyValue for value in table["value"]] == [False, True, True]
     cube = to_xarray(frame.iloc[1:], "task_id")
     assert cube["value"].shape == (2, 40_000)
+
+
+def test_fields_that_are_missing_because_a_result_is_large_are_not_missing_unsaid(
+    serving: qnb.App,
+) -> None:
+    @serving.task
+    def walk(n: int) -> dict[str, Any]:
+        return {"steps": n, "path": np.ones(n)}
+
+    sweep = walk.map([3, 40_000]).wait(10)
+    with pytest.warns(UserWarning, match=r"1 of 2 results .* more than 64 kB .* get\(\)") as told:
+        frame = sweep.frame()
+    assert told[0].filename == __file__
+    assert frame["steps"].isna().tolist() == [False, True]
+    assert frame["value"].iloc[1].get()["steps"] == 40_000
+    assert "path" not in walk.map([40_000, 50_000]).wait(10).frame()  # none has fields here
 
 
 def test_a_value_that_cannot_be_read_here_says_why_when_asked(
