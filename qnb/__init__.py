@@ -171,3 +171,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext qnb``: the magics ``%qnb`` and ``%%qnb``."""
+    from qnb.notebook.magics import register
+
+    register(shell)

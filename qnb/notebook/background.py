@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
-__all__ = ["KINDS", "Bundle", "Cell", "outputs"]
+__all__ = ["KINDS", "Bundle", "Cell", "CellValue", "outputs"]
 
 #: one output: what there is of it in each kind
 Bundle: TypeAlias = dict[str, str | bytes]
@@ -72,7 +72,7 @@ class Cell:
 _wanted: ContextVar[list[Bundle] | None] = ContextVar("qnb_outputs", default=None)
 
 
-class _Shown:
+class CellValue:
     """A value as it is returned; written down with its outputs, and read as the value alone."""
 
     def __init__(self, value: object, shown: list[Bundle]) -> None:
@@ -103,7 +103,7 @@ def _shown(screen: _Screen | None, value: object) -> object:
     if screen is None:
         return value
     screen.end(value)
-    return _Shown(value, screen.shown) if screen.shown else value
+    return CellValue(value, screen.shown) if screen.shown else value
 
 
 # -- where it is shown --------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class _Screen:
         formatter = DisplayFormatter()
         formatter.ipython_display_formatter.enabled = False  # there is no front end to talk to
         formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", _png)
-        self._format = formatter.format
+        self._format: Any = formatter.format
         self._left = MOST_BYTES
         self._before = set(_figures())
         self.shown: list[Bundle] = []

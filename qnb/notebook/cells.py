@@ -1,4 +1,4 @@
-"""The text of a cell as a function that a worker can run. Pure, but for the shell's own compiler."""
+"""The text of a cell as a function that a worker can run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import Any
 from qnb.errors import QnbError
 from qnb.notebook.background import Cell
 
-__all__ = ["MagicInCell", "cell_of", "needed"]
+__all__ = ["MagicInCell", "cell_of", "needed", "number_of"]
 
-_FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _READS = {"LOAD_NAME", "LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS", "DELETE_NAME", "DELETE_GLOBAL"}
 
 
@@ -32,7 +31,7 @@ def cell_of(shell: Any, line: str, text: str, title: str) -> Cell:
     raw = f"%%qnb {line}".rstrip() + f"\n{text}"
     source = shell.transform_cell(text)
     blank = len(text) - len(text.lstrip("\r\n"))  # the shell takes leading lines away
-    file = shell.compile.cache(raw, shell.execution_count, raw_code=raw)
+    file = shell.compile.cache(raw, number_of(shell), raw_code=raw)
     tree = ast.parse(source, file)
     ast.increment_lineno(tree, 1 + text[:blank].count("\n"))
     found = needed(tree.body)
@@ -45,10 +44,21 @@ def cell_of(shell: Any, line: str, text: str, title: str) -> Cell:
     return Cell(
         title,
         _holding(_of_user(shell, found), shell.user_ns, file),
-        compile(ast.Module(body, []), file, "exec", _FLAGS, dont_inherit=True),
-        last and compile(ast.Expression(last), file, "eval", _FLAGS, dont_inherit=True),
+        _compiled(ast.Module(body, []), file),
+        _compiled(ast.Expression(last), file) if last else None,
         secrets.token_hex(8),
     )
+
+
+def number_of(shell: Any) -> int:
+    """The number of the running cell: where it is in ``In``."""
+    return len(shell.history_manager.input_hist_raw) - 1
+
+
+def _compiled(node: ast.Module | ast.Expression, file: str = "") -> CodeType:
+    mode = "exec" if isinstance(node, ast.Module) else "eval"
+    code: CodeType = compile(node, file, mode, ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    return code
 
 
 def _split(tree: ast.Module, source: str) -> tuple[list[ast.stmt], ast.expr | None]:
@@ -108,12 +118,12 @@ def _reads(body: Sequence[ast.stmt], known: set[str]) -> set[str]:
         if isinstance(statement, ast.With | ast.AsyncWith):
             for item in statement.items:
                 found |= _loads(item.context_expr) - known
-                found |= _loads(*_targets(item.optional_vars)) - known
-                known |= _bound(item.optional_vars)
+                found |= _in(item.optional_vars, ast.Load) - known
+                known |= _in(item.optional_vars, ast.Store)
             found |= _reads(statement.body, known)
         elif isinstance(statement, ast.For | ast.AsyncFor):
-            found |= _loads(statement.iter, *_targets(statement.target)) - known
-            found |= _reads(statement.body, known | _bound(statement.target))
+            found |= (_loads(statement.iter) | _in(statement.target, ast.Load)) - known
+            found |= _reads(statement.body, known | _in(statement.target, ast.Store))
             found |= _reads(statement.orelse, set(known))
         elif isinstance(statement, ast.If | ast.While):
             found |= _loads(statement.test) - known
@@ -121,53 +131,40 @@ def _reads(body: Sequence[ast.stmt], known: set[str]) -> set[str]:
         elif isinstance(statement, ast.Try | ast.TryStar):
             found |= _tried(statement, known)
         elif not isinstance(statement, ast.Break | ast.Continue):
-            code = compile(ast.Module([statement], []), "", "exec", _FLAGS, dont_inherit=True)
+            code = _compiled(ast.Module([statement], []))
             found |= {name for op, name in _names(code) if op in _READS} - known
-            known |= {name for op, name in _names(code, inner=False) if op == "STORE_NAME"}
+            if not isinstance(statement, ast.Match):  # of which one case runs, or none
+                known |= {name for op, name in _names(code, inner=False) if op == "STORE_NAME"}
     return found
 
 
 def _tried(statement: ast.Try | ast.TryStar, known: set[str]) -> set[str]:
     found = _reads(statement.body, set(known))
     for handler in statement.handlers:
-        found |= _loads(*filter(None, [handler.type])) - known
+        found |= (_loads(handler.type) if handler.type else set()) - known
         found |= _reads(handler.body, known | {handler.name or ""})
     return found | _reads(statement.orelse, set(known)) | _reads(statement.finalbody, set(known))
 
 
-def _loads(*expressions: ast.expr) -> set[str]:
-    return {
-        name
-        for expression in expressions
-        for op, name in _names(
-            compile(ast.Expression(expression), "", "eval", _FLAGS, dont_inherit=True)
-        )
-        if op in _READS
-    }
+def _loads(expression: ast.expr) -> set[str]:
+    return {name for op, name in _names(_compiled(ast.Expression(expression))) if op in _READS}
 
 
-def _targets(target: ast.expr | None) -> Iterator[ast.expr]:
-    """What is read of a target: ``table`` and ``row`` of ``table[row]``."""
-    for node in ast.walk(target) if target else ():
-        if isinstance(node, ast.Attribute | ast.Subscript):
-            yield node.value
-            if isinstance(node, ast.Subscript):
-                yield node.slice
-
-
-def _bound(target: ast.expr | None) -> set[str]:
+def _in(target: ast.expr | None, use: type[ast.expr_context]) -> set[str]:
+    """The names in a target that are stored; or that are loaded, as of ``table[row]``."""
     return {
         node.id
         for node in (ast.walk(target) if target else ())
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, use)
     }
 
 
 def _names(code: CodeType, *, inner: bool = True) -> Iterator[tuple[str, str]]:
-    """What the code does with names: operation and name."""
+    """What the code does with names, those apart that Python itself has made."""
     for instruction in dis.get_instructions(code):
-        if isinstance(instruction.argval, str):
-            yield instruction.opname, instruction.argval
+        name = instruction.argval
+        if isinstance(name, str) and not name.startswith("__"):
+            yield instruction.opname, name
     for part in code.co_consts if inner else ():
         if isinstance(part, CodeType):
             yield from _names(part)

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
+from typing import NamedTuple
 
 from qnb.client import Client, me
 from qnb.errors import BrokerError, EncodingError, JobLost, PayloadTooLarge, QnbError
@@ -180,6 +181,15 @@ class Cancelled(Exception):
     """The sweep has been cancelled elsewhere while its jobs were being stored."""
 
 
+class _Made(NamedTuple):
+    """Jobs that are ready to be stored, and what they were made by."""
+
+    manifest: Manifest
+    places: Sequence[int]
+    digests: Sequence[bytes]
+    calls: Sequence[Call]
+
+
 class Submission:
     """Stores what a sweep lacks, and runs again what is to be run again."""
 
@@ -201,9 +211,24 @@ class Submission:
             for at in range(0, len(gone), CHUNK):
                 part = gone[at : at + CHUNK]
                 await self._send(part, self._digests(part))
-        for at in range(0, len(behind), CHUNK):
-            await self._store(behind[at : at + CHUNK])
+        await self._store_all(behind)
         await self._mark(max(feed.study.jobs, stored))
+
+    async def _store_all(self, places: Sequence[int]) -> None:
+        """Store jobs by their numbers: a chunk is made while the one before is sent."""
+        sending: asyncio.Task[None] | None = None
+        try:
+            for at in range(0, len(places), CHUNK):
+                made = await self._made(places[at : at + CHUNK])
+                if sending is not None:
+                    await sending
+                sending = asyncio.create_task(self._store(made), name="qnb-chunk")
+            if sending is not None:
+                await sending
+        finally:
+            if sending is not None and not sending.done():
+                sending.cancel()
+                await asyncio.wait({sending})
 
     def _behind(self) -> list[int]:
         """The places whose jobs have not been stored, by the numbers of these."""
@@ -307,13 +332,16 @@ class Submission:
         except EncodingError:
             return [_NONE] * len(places)
 
-    async def _store(self, places: Sequence[int]) -> None:
-        """Store jobs that are not stored yet, by the order of their numbers."""
-        feed, digests = self._feed, self._digests(places)
-        await self._mark(None, self._said(places, digests))
-        await self._send(places, digests)
+    async def _store(self, made: _Made) -> None:
+        """Store jobs that are not stored yet."""
+        feed = self._feed
+        await self._mark(None, self._said(made.places, made.digests))
+        async with self.between_chunks:
+            if made.manifest is not self.manifest:  # it is another one since
+                made = await self._made(made.places)
+            await self._put(made.calls)
         # That they are stored goes with the next chunk: one trip for both.
-        feed.study = replace(feed.study, stored=feed.layout.number(places[-1]) + 1)
+        feed.study = replace(feed.study, stored=feed.layout.number(made.places[-1]) + 1)
         feed.changed()
 
     def _said(self, places: Sequence[int], digests: Sequence[bytes]) -> tuple[int, bytes]:
@@ -326,19 +354,24 @@ class Submission:
             said[at : at + 16] = digest
         return first, bytes(said)
 
-    async def _send(self, places: Sequence[int], digests: Sequence[bytes]) -> None:
+    async def _send(self, places: Sequence[int], digests: Sequence[bytes] | None = None) -> None:
         async with self.between_chunks:
-            await self._send_chunk(places, digests)
+            await self._put((await self._made(places, digests)).calls)
 
-    async def _send_chunk(self, places: Sequence[int], digests: Sequence[bytes]) -> None:
-        calls: list[Call] = []
+    async def _made(self, places: Sequence[int], digests: Sequence[bytes] | None = None) -> _Made:
+        """The calls of the jobs at ``places``."""
+        manifest, calls = self.manifest, list[Call]()
+        known = self._digests(places) if digests is None else digests
         for at in range(0, len(places), SLICE):
-            part, contents = places[at : at + SLICE], digests[at : at + SLICE]
-            calls += self.manifest.calls(
+            part, contents = places[at : at + SLICE], known[at : at + SLICE]
+            calls += manifest.calls(
                 self._client.codec, self._feed.layout, part,
                 [b"" if content == _NONE else content for content in contents],
             )  # fmt: skip
             await asyncio.sleep(0)  # let notices in
+        return _Made(manifest, places, known, calls)
+
+    async def _put(self, calls: Sequence[Call]) -> None:
         link = await self._client.link()
 
         async def send() -> None:

@@ -95,7 +95,7 @@ def test_a_large_sweep_returns_its_handle_at_once_and_says_how_far_it_is(
     assert sweep.snapshot().total == 20_000
     with pytest.raises(TimeoutError, match=r"has not ended within 0\.05 s; it goes on"):
         sweep.wait(0.05)
-    wait_until(lambda: not sweep.snapshot().note, "all is stored", 25)
+    wait_until(lambda: sweep.snapshot().whole, "all is stored", 25)
     assert asyncio.run(_size(app)) == 20_000
 
 
