@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures.thread  # noqa: F401 - which cannot be loaded once a process ends
 import contextlib
 import logging
 import os
@@ -141,6 +142,7 @@ class Command(Generic[T]):
         self._what = what
         self._state = _Asked()
         self._future = spawn(coroutine)
+        owe(self._future)  # it may be a script's last line
         self._future.add_done_callback(partial(_tell_if_unasked, what, self._state))
 
     def __await__(self) -> Generator[Any, None, T]:

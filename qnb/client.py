@@ -141,7 +141,12 @@ class Client:
         if link is None:
             if loop in self._closed:
                 raise BrokerError(f"the app of queue {self.options.queue_name!r} has been closed")
-            url = await loop.run_in_executor(None, server_url, self._url)
+            url = self._url or os.environ.get("QNB_REDIS_URL")
+            if url is None:
+                try:
+                    url = await loop.run_in_executor(None, server_url, None)
+                except RuntimeError:  # the process ends, and threads with it
+                    url = server_url(None)
             link = self._links.get(loop)  # another task may have been quicker
             if link is None:
                 link = self._links[loop] = LoopLink(url, self.options, self._name, self._runs)

@@ -230,11 +230,15 @@ class Task(Generic[P, R]):
                 "function here: use grid(name=values, ...)"
             )
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        names = [p.name for p in inspect.signature(self.fn).parameters.values() if p.kind in kinds]
+        parameters = inspect.signature(self.fn).parameters.values()
+        names = [p.name for p in parameters if p.kind in kinds]
+        for parameter in parameters:
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                names += [f"{parameter.name}_{at}" for at in range(count - len(names))]
         if count > len(names) or (what == "map" and not count):
             raise InvalidOption(
-                f"task {self.name!r} takes {len(names)} positional arguments "
-                f"({', '.join(names)}); {what}() was given {count}"
+                f"task {self.name!r} takes {len(names)} by position ({', '.join(names)}); "
+                f"{what}() was given {count}"
             )
         return names[:count]
 

@@ -79,7 +79,12 @@ class CellValue:
         self._parts = value, shown
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _value, self._parts
+        # named as state as well, so that an error can tell which part of it cannot be sent
+        return _value, self._parts, {"value": self._parts[0]}, None, None, _set_nothing
+
+
+def _set_nothing(value: object, state: object) -> None:
+    """It has been set already."""
 
 
 def _value(value: object, shown: list[Bundle]) -> object:

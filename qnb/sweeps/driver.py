@@ -246,6 +246,9 @@ class Driver:
         submission = self.submission
         await feed.patiently(lambda: self.client.keep_code(manifest.parts))
         if not opened.by_name:
+            before = opened.before
+            if before is not None and before.max_running != manifest.max_running:
+                await self._gate("paused" if feed.paused.startswith("paused") else "open")
             if opened.stream is not None:
                 await submission.stream(opened.stream, anew=not opened.fresh)
             else:

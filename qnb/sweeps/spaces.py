@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from typing import Any, TypeAlias
@@ -12,6 +13,10 @@ from qnb.sweeps.axes import Values, check_names, column, is_many, listed, short,
 from qnb.sweeps.designs import ABSENT, Columns, Design, Product, Sum, grid
 
 __all__ = ["Space", "Stream", "extended", "points", "rows", "space_of", "starmap"]
+
+
+#: seconds after which points that have come are not kept waiting for others
+SLOW = 0.5
 
 
 class Stream:
@@ -31,14 +36,24 @@ class Stream:
         self.ended = False
 
     def chunks(self, size: int) -> Iterator[Design]:
-        """Designs of ``size`` points, the last of what is left; goes on where it was left."""
+        """Designs of ``size`` points; of fewer where they come slowly, and of what is left."""
         if not size >= 1:
             raise InvalidOption(f"size={size!r}: expected how many points at a time, ≥ 1")
-        while found := list(islice(self._points, size)):
+        while found := self._some(size):
             design = _side_by_side(found, self.taken)
             self.taken += len(design)
             yield design
         self.ended = True
+
+    def _some(self, size: int) -> list[Any]:
+        """The next points, copied: whoever gives them may use one dict for all."""
+        found: list[Any] = []
+        begun = time.monotonic()
+        for row in self._points:
+            found.append(dict(row) if isinstance(row, Mapping) else row)
+            if len(found) == size or time.monotonic() - begun >= SLOW:
+                break
+        return found
 
     def preview(self, n: int = 5) -> list[dict[str, Any]]:
         """The next ``n`` points, which stay to be taken."""
@@ -110,6 +125,8 @@ def starmap(rows: Iterable[Sequence[Any]], /) -> Design:
 
 
 Space: TypeAlias = Design | Stream
+
+_PLAIN = (int, float, complex, str, bytes, type(None))
 
 
 def rows(frame: Any, columns: Sequence[str] | None = None) -> Design:
@@ -238,11 +255,24 @@ def extended(design: Design, axes: Mapping[str, Any], what: str) -> Design:
             )
         if new:
             had = factor.columns()[new[0]]
-            more = [v for v in values(new[0], axes[new[0]]) if not _among(v, had)]
+            known = set(map(_key, had))
+            given = values(new[0], axes[new[0]])
+            more = [v for v in given if _key(v) not in known and not _among(v, had)]
             factor = Columns(new, [tuple(had) + tuple(more)], len(had) + len(more))
         grown.append(factor)
     return Product(grown)
 
 
+def _key(value: Any) -> object:
+    """Equal for what is the same value; the value's own id where that cannot be told so."""
+    if isinstance(value, _PLAIN):
+        return type(value), repr(value)  # which tells -0.0 from 0.0, and finds a NaN
+    return id(value)
+
+
 def _among(value: Any, others: Sequence[Any]) -> bool:
-    return any(type(value) is type(other) and bool(value == other) for other in others)
+    return not isinstance(value, _PLAIN) and any(
+        type(value) is type(other) and bool(value == other)
+        for other in others
+        if not isinstance(other, _PLAIN)
+    )

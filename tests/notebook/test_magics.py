@@ -151,6 +151,8 @@ def test_a_cell_may_await_fail_and_be_stopped_and_the_magic_says_what_goes_on(
         "%%qnb slow\nother_code",
         "assert _ == app.job('slow'); line = %qnb cancel slow\nline",
         "%qnb show broken",
+        "%%qnb\n__import__('threading').Lock()",
+        "assert 'result.value is of type _thread.lock' in repr(_.wait(20).snapshot().outcome)",
         "pool.stop()",
     )
     for cell in results:

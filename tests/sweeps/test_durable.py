@@ -305,3 +305,46 @@ def test_a_slow_generator_is_not_taken_for_a_dead_one(
     assert not sweep.snapshot().whole
     process.communicate("", timeout=25)
     wait_until(lambda: len(sweep) == 3000, "the rest has come")
+
+
+def test_a_generator_may_use_one_dict_for_all_its_points(
+    counted: Counted,
+) -> None:
+    f, runs = counted
+
+    def points() -> Iterator[dict[str, int]]:
+        row: dict[str, int] = {}
+        for x in range(700):
+            row["x"] = x
+            yield row
+
+    assert f.sweep(points()).wait(20).results() == [(x, 0) for x in range(700)]
+    assert len(runs()) == 700
+
+
+def test_a_function_of_any_number_of_arguments_is_mapped(serving: qnb.App) -> None:
+    @serving.task
+    def total(*xs: int) -> int:
+        return sum(xs)
+
+    sweep = total.map([1, 2], [3, 4]).wait(10)
+    assert sweep.results() == [4, 6]
+    assert sweep.frame()[["xs_0", "xs_1"]].values.tolist() == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize("line", ["app.sweep('last').cancel()", "app.forget('last')"])
+def test_a_command_may_be_the_last_line_of_a_script(
+    app: qnb.App, server_url: str, queue: str, line: str
+) -> None:
+    @app.task
+    def f(x: int) -> int:
+        return x
+
+    sweep = f.options(name="last").map(range(3))
+    script = f"import qnb\napp = qnb.App({server_url!r}, {queue!r})\n{line}\n"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=25)
+    if "forget" in line:
+        with pytest.raises(qnb.UnknownSweep):
+            app.sweep("last")
+    else:
+        assert sweep.wait(10).snapshot().counts["aborted"] == 3

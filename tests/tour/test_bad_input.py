@@ -156,7 +156,7 @@ BAD: list[tuple[Callable[[Any], object], str]] = [
     (lambda app: setattr(app, "brust", True), "app.brust.*Did you mean 'burst'"),
     (lambda app: setattr(app, "burst", 1), "burst=1.*True or False"),
     # a task and its options
-    (lambda app: app.task(unqiue=True), "Did you mean 'unique'.*Known: name, [^.]*, unique, cache$"),
+    (lambda app: app.task(unqiue=True), "Did you mean 'unique'.*Known: name, [^.]*, cache$"),
     (lambda app: app.task(delay_ms=0), r"belongs to one call.*task\.options\(delay_ms"),
     (lambda app: app.task(yields), "yields.*return a list instead"),
     (lambda app: app.task(yields_later), "yields.*return a list instead"),
