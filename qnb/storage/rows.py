@@ -18,7 +18,7 @@ from qnb.storage.keys import is_hex
 from qnb.storage.records import (
     STATES,
     Unreadable,
-    read_int,
+    read_time,
     unpack_record,
     unpack_spec,
     unreadable,
@@ -215,7 +215,7 @@ class _Reader:
                 spec = unpack_spec(raw[0] or b"")
                 return Row(
                     spec.task_id, spec.fn_name, spec.sweep, spec.index, spec.lane,
-                    JobState.COMPLETE, worker or None, tries, read_int(raw[2]), None, start,
+                    JobState.COMPLETE, worker or None, tries, read_time(raw[2]) or 0, None, start,
                     finish, None, None, Ending.DONE, None, nbytes, memory, cpu, False, spec,
                     call or b"", result or b"",
                 )  # fmt: skip
@@ -241,9 +241,8 @@ def _went_well(outcome: bytes) -> _Figures | None:
             and len(figures) == 3
             and type(tries) is type(start) is type(finish) is int
             and type(worker) is str
-            and min(tries, start) >= 0
-            and start <= finish <= _LATEST
-            and all(n is None or (type(n) is int and 0 <= n < 2**63) for n in figures)
+            and 0 <= start <= finish <= _LATEST
+            and all(n is None or (type(n) is int and 0 <= n < 2**63) for n in (tries, *figures))
         )
     except Exception:  # noqa: BLE001 - whatever a stranger wrote there
         return None

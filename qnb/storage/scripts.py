@@ -27,8 +27,6 @@ INLINE = 16 * 1024
 #: most bytes of a job's log
 LOG_BYTES = 1_000_000
 
-#: how often a gate that is in use says so
-
 Bytes = bytes | bytearray | memoryview
 
 

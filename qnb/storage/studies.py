@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgpack
 
+from qnb.errors import QnbError
 from qnb.models import CELLS, JobSpec, Outcome
 from qnb.storage.keys import UNFINISHED_TTL_MS, is_hex, job_hex
 from qnb.storage.records import (
@@ -137,33 +138,40 @@ class Studies:
     async def load(self, name: str) -> Study | None:
         """The sweep of that name."""
         row = await self._server.call("HMGET", self._keys.sweep(name), *_FIELDS)
-        return self._read(self._keys.sweep(name), row) if row[1] else None
+        try:
+            return self._read(self._keys.sweep(name), row)
+        except Unreadable as error:  # not None: its name is taken
+            raise QnbError(
+                f"sweep {name!r} is stored, but cannot be read: {error}. Choose another name"
+            ) from None
 
     def _read(self, key: str, row: Sequence[bytes | None]) -> Study | None:
+        """The sweep at ``key``, None if there is none."""
+        if row[1] is None:
+            return None
         try:
             study = _study(row)
-            if self._keys.sweep(study.name) != key:
-                raise Unreadable(f"it says that it is sweep {study.name!r}")
         except Exception as error:  # noqa: BLE001 - whatever a stranger wrote there
-            skipped(f"{key} is unreadable ({type(error).__name__}: {error}); it is left out")
-            return None
+            raise Unreadable(f"{type(error).__name__}: {error}") from None
+        if not study.prefix or self._keys.sweep(study.name) != key:
+            raise Unreadable(f"it says that it is sweep {study.name!r}, prefix {study.prefix!r}")
         return study
 
     async def all(self) -> list[Study]:
-        """Every sweep that can be read, the newest first."""
+        """Every sweep that can be read, the newest first. Nothing is written."""
         hexes = [
             hex_ for hex_ in await self._server.call("ZREVRANGE", self._keys.sweeps, 0, -1)
             if is_hex(hex_)
         ]  # fmt: skip
         keys = [f"{self._keys.prefix}sweep:{hex_.decode()}" for hex_ in hexes]
         rows = await self._server.read(("HMGET", key, *_FIELDS) for key in keys)
-        gone = [hex_ for hex_, row in zip(hexes, rows, strict=True) if not (row and row[1])]
-        if gone:  # expired: they leave the index
-            await self._server.call("ZREM", self._keys.sweeps, *gone)
-        found = [
-            self._read(key, row) for key, row in zip(keys, rows, strict=True) if row and row[1]
-        ]
-        return [study for study in found if study is not None]
+        found: list[Study] = []
+        for key, row in zip(keys, rows, strict=True):
+            try:
+                found += [study] if row and (study := self._read(key, row)) else []
+            except Unreadable as error:
+                skipped(f"{key} is unreadable ({error}); it is left out")
+        return found
 
     async def create(self, study: Study, points: Sequence[bytes]) -> Study | None:
         """Store a new sweep; None if there is one of that name."""

@@ -20,8 +20,9 @@ from qnb.sweeps.designs import Design
 from qnb.sweeps.feed import Feed
 from qnb.sweeps.layout import Layout, digest_of
 from qnb.sweeps.manifest import Manifest
+from qnb.sweeps.numbering import relaid
 from qnb.sweeps.opening import Opened, read_layout
-from qnb.sweeps.submit import Cancelled, Submission, relaid
+from qnb.sweeps.submit import Cancelled, Submission
 
 __all__ = ["Driver"]
 

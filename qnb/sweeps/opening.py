@@ -14,8 +14,8 @@ from qnb.storage.studies import UNKNOWN, Studies, Study
 from qnb.sweeps.designs import Design
 from qnb.sweeps.layout import Layout, digest_of, frozen
 from qnb.sweeps.manifest import Manifest
+from qnb.sweeps.numbering import create, matched
 from qnb.sweeps.spaces import Stream
-from qnb.sweeps.submit import create, matched
 
 __all__ = ["Opened", "attach", "begin", "check_sweep_name", "plan", "read_layout"]
 

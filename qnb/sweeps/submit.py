@@ -7,10 +7,8 @@ on sends a chunk again, and jobs that are there already are left alone.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from array import array
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -19,20 +17,21 @@ from threading import Thread
 from typing import NamedTuple
 
 from qnb.client import Client, me
-from qnb.errors import BrokerError, EncodingError, JobLost, PayloadTooLarge, QnbError
+from qnb.errors import EncodingError, JobLost, QnbError
 from qnb.models import JobRecord, JobSpec
 from qnb.storage.gates import Gates
 from qnb.storage.keys import UNFINISHED_TTL_MS
 from qnb.storage.records import Call
-from qnb.storage.studies import RUNNING, UNKNOWN, Studies, Study
+from qnb.storage.studies import RUNNING, UNKNOWN, Studies
 from qnb.sweeps.designs import Design
 from qnb.sweeps.feed import Feed
-from qnb.sweeps.layout import Layout, Numbers, frozen, packed_part, point_digests
+from qnb.sweeps.layout import Numbers, frozen
 from qnb.sweeps.manifest import Manifest
+from qnb.sweeps.numbering import NONE, Known, digests_of, pack_parts
 from qnb.sweeps.reuse import serve
 from qnb.sweeps.spaces import Stream
 
-__all__ = ["CHUNK", "Cancelled", "Submission", "create", "matched", "pack_parts", "relaid"]
+__all__ = ["CHUNK", "Cancelled", "Submission"]
 
 #: jobs that are encoded and stored at a time, and encoded before others get their turn
 CHUNK = 500
@@ -43,109 +42,6 @@ HEARD = 1.0
 
 #: seconds between two looks at jobs that are being stopped
 STOPPING = 0.05
-
-_NONE = bytes(16)  #: the digest of what cannot be compared
-
-
-def pack_parts(client: Client, study: Study, design: Design, numbers: Numbers) -> list[bytes]:
-    """Points as they are stored, signed for their sweep."""
-
-    def pack(tree: list[object]) -> bytes:
-        return client.codec.pack_points(f"points {study.prefix}", tree)
-
-    try:
-        return packed_part(design, numbers, pack)
-    except (BrokerError, PayloadTooLarge):
-        raise
-    except Exception:
-        for place, (args, kwargs) in enumerate(design.calls()):  # which of them is it?
-            try:
-                client.codec.pack_call("", args, kwargs)
-            except EncodingError as error:
-                error.add_note(f"point {place} of sweep {study.name!r}")
-                raise error from None
-        raise
-
-
-async def create(
-    client: Client, study: Study, design: Design | None, *, shuffle: bool
-) -> tuple[Study, Layout] | None:
-    """Store a new sweep; None if there is one of that name."""
-    studies = Studies((await client.link()).store)
-    if design is None:
-        made = await studies.create(study, [])
-        return (made, Layout()) if made else None
-    size = len(design)
-    numbers: Numbers = range(size)
-    if shuffle:
-        numbers = _shuffled(study, size)
-    study = replace(study, total=size, jobs=size, whole=True)
-    made = await studies.create(study, pack_parts(client, study, design, numbers))
-    return (made, Layout([(design, numbers)])) if made else None
-
-
-def _shuffled(study: Study, count: int) -> Numbers:
-    numbers = array("I", range(study.jobs, study.jobs + count))
-    random.Random(study.prefix).shuffle(numbers)  # noqa: S311 - an order, no secret
-    return numbers
-
-
-class _Known:
-    """The jobs of a sweep by what they compute; each is given out once."""
-
-    def __init__(self, digests: bytes) -> None:
-        self._numbers: dict[bytes, list[int]] = defaultdict(list)
-        for number in range(len(digests) // 16 - 1, -1, -1):
-            self._numbers[digests[16 * number : 16 * number + 16]].append(number)
-        self._numbers.pop(_NONE, None)
-
-    def take(self, digest: bytes) -> int | None:
-        numbers = self._numbers.get(digest)
-        return numbers.pop() if numbers else None
-
-
-async def matched(
-    studies: Studies, study: Study, design: Design, *, shuffle: bool = False
-) -> tuple[array[int], list[int]]:
-    """The number of the job of each point, and the places whose jobs are new."""
-    known = _Known(await studies.digests(study.name))
-    numbers, new = array("I", bytes(4 * len(design))), list[int]()
-    for start in range(0, len(design), CHUNK):
-        stop = min(start + CHUNK, len(design))
-        for place, digest in enumerate(point_digests(design, start, stop), start):
-            number = known.take(digest)
-            if number is None:
-                new.append(place)
-            else:
-                numbers[place] = number
-        await asyncio.sleep(0)
-    given = _shuffled(study, len(new)) if shuffle else range(study.jobs, study.jobs + len(new))
-    for place, number in zip(new, given, strict=True):
-        numbers[place] = number
-    return numbers, new
-
-
-async def relaid(
-    client: Client, study: Study, manifest: Manifest, design: Design, *, shuffle: bool = False
-) -> tuple[Study, Layout] | None:
-    """The sweep with other points, where jobs that compute one of them keep their numbers.
-
-    None if somebody else has changed it meanwhile.
-    """
-    studies = Studies((await client.link()).store)
-    numbers, new = await matched(studies, study, design, shuffle=shuffle)
-    plain: Numbers = numbers
-    if numbers == array("I", range(len(design))):
-        plain = range(len(design))
-    changed = replace(
-        study,
-        total=len(design),
-        jobs=study.jobs + len(new),
-        whole=True,
-        manifest=manifest.packed(client.codec, study.prefix),
-    )
-    made = await studies.replace(changed, pack_parts(client, changed, design, plain))
-    return (made, Layout([(design, plain)])) if made else None
 
 
 class _Puller:
@@ -275,7 +171,7 @@ class Submission:
                     f"sweep {study.name!r} was changed elsewhere meanwhile; run this again"
                 )
             feed.study = made
-        known = _Known(await studies.digests(feed.study.name) if feed.study.jobs else b"")
+        known = Known(await studies.digests(feed.study.name) if feed.study.jobs else b"")
         puller = _Puller(stream.chunks(CHUNK))
         try:
             while (design := await self._next(puller)) is not None:
@@ -285,11 +181,11 @@ class Submission:
         await self._mark(feed.study.jobs, fields={"k": 1})
         feed.study = replace(feed.study, whole=True)
 
-    async def _add(self, design: Design, known: _Known) -> None:
+    async def _add(self, design: Design, known: Known) -> None:
         """Store points behind the others."""
         feed = self._feed
         study, first = feed.study, len(feed.layout)
-        digests = _digests_of(design)
+        digests = digests_of(design)
         taken = [known.take(digest) for digest in digests]
         had = [number for number in taken if number is not None]
         lost = await self._lost(had) if had else set()
@@ -330,7 +226,7 @@ class Submission:
         try:
             return self._feed.layout.digests(places)
         except EncodingError:
-            return [_NONE] * len(places)
+            return [NONE] * len(places)
 
     async def _store(self, made: _Made) -> None:
         """Store jobs that are not stored yet."""
@@ -366,7 +262,7 @@ class Submission:
             part, contents = places[at : at + SLICE], known[at : at + SLICE]
             calls += manifest.calls(
                 self._client.codec, self._feed.layout, part,
-                [b"" if content == _NONE else content for content in contents],
+                [b"" if content == NONE else content for content in contents],
             )  # fmt: skip
             await asyncio.sleep(0)  # let notices in
         return _Made(manifest, places, known, calls)
@@ -487,10 +383,3 @@ class Submission:
 def _nonce(record: JobRecord) -> str:
     """Names the run after the one of ``record``: the same, however often it is asked for."""
     return f"{record.enqueue_time:x}"
-
-
-def _digests_of(design: Design) -> list[bytes]:
-    try:
-        return point_digests(design, 0, len(design))
-    except EncodingError:
-        return [_NONE] * len(design)

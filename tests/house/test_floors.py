@@ -107,6 +107,7 @@ FLOORS = [
     "sweeps.feed",
     "sweeps.completed",
     "sweeps.reuse",
+    "sweeps.numbering",
     "sweeps.submit",
     "sweeps.opening",
     "sweeps.comparing",
