@@ -20,6 +20,7 @@ from qnb.storage.gates import Gates
 from qnb.storage.keys import job_hex
 from qnb.storage.records import Claimed
 from qnb.storage.store import Store
+from qnb.storage.studies import Studies
 
 __all__ = ["Gatekeeper"]
 
@@ -35,6 +36,7 @@ class Gatekeeper:
 
     def __init__(self, store: Store) -> None:
         self._gates = Gates(store)
+        self._studies = Studies(store)
         self._lanes = store.options.priorities
         self._known: frozenset[str] = frozenset()  # sweeps (hex) that have a gate or parked jobs
         self._parked: dict[str, int] = {}
@@ -87,6 +89,8 @@ class Gatekeeper:
     async def run(self, reconsider: Callable[[], Awaitable[None]]) -> None:
         """Watch the gates; ``reconsider`` asks again about jobs that this worker holds ready."""
         failures = 0
+        with contextlib.suppress(BrokerError):  # not later: most workers live for minutes
+            await self.tidy()
         while True:
             self._woken.clear()
             try:
@@ -104,8 +108,9 @@ class Gatekeeper:
                     await self._woken.wait()
 
     async def tidy(self) -> None:
-        """Remove the gates of sweeps that are long gone."""
+        """Remove what is left of sweeps that are long gone."""
         await self._gates.tidy()
+        await self._studies.tidy()
 
     async def _waiting(self) -> list[tuple[str, str]]:
         """Lane and sweep of what is parked."""

@@ -24,7 +24,7 @@ key                  type   lifetime                     what it holds, who writ
 ``jobs``             zset   structural                   job key by enqueue time; swept of
                                                          expired jobs by workers
 ``sweeps``           zset   structural                   sweep by time of its last points; swept
-                                                         of expired ones by who lists them
+                                                         of expired ones by workers
 ``gates``            hash   structural                   sweep: state, limit, last use of its
                                                          gate; unused ones swept by workers. gate
 ``holders:<hex>``    hash   structural                   job key: its entry, of the jobs that take

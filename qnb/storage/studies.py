@@ -151,6 +151,8 @@ class Studies:
             return None
         try:
             study = _study(row)
+        except Unreadable:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a stranger wrote there
             raise Unreadable(f"{type(error).__name__}: {error}") from None
         if not study.prefix or self._keys.sweep(study.name) != key:
@@ -172,6 +174,16 @@ class Studies:
             except Unreadable as error:
                 skipped(f"{key} is unreadable ({error}); it is left out")
         return found
+
+    async def tidy(self) -> None:
+        """Take sweeps that have expired off the list of all."""
+        hexes = await self._server.call("ZRANGE", self._keys.sweeps, 0, -1)
+        there = await self._server.pipeline(
+            ("EXISTS", f"{self._keys.prefix}sweep:{hex_.decode('utf-8', 'replace')}")
+            for hex_ in hexes
+        )
+        if gone := [hex_ for hex_, here in zip(hexes, there, strict=True) if not here]:
+            await self._server.call("ZREM", self._keys.sweeps, *gone)
 
     async def create(self, study: Study, points: Sequence[bytes]) -> Study | None:
         """Store a new sweep; None if there is one of that name."""

@@ -210,7 +210,7 @@ class Feed:
         else:
             return
         self._looked = time.monotonic()
-        if self._looked - self._looked_at_workers >= WORKERS:
+        if self._looked - self._looked_at_workers >= (LOOK if self.unserved else WORKERS):
             self._looked_at_workers = self._looked
             await self._look_at_workers()
 
@@ -317,6 +317,7 @@ class Feed:
         if before > RUNNING or cell == before:
             return
         self.cells[place] = cell
+        self.unserved = ""  # somebody does
         if cell == RUNNING:
             self.forecast.started(place, start / 1000 or self._now())
         elif cell > RUNNING:

@@ -16,7 +16,7 @@ import pytest
 import qnb
 from qnb.models import JobRecord, JobSpec
 from qnb.storage.gates import Gate, Gates
-from qnb.storage.keys import job_hex
+from qnb.storage.keys import KeySpace, job_hex
 from qnb.storage.records import Call
 from qnb.storage.scripts import FRONT
 from qnb.storage.store import Store
@@ -304,3 +304,28 @@ def test_ten_thousand_jobs_are_cancelled_in_three_seconds_without_a_worker(app: 
         return took
 
     assert on_store(app, cancel) < 3
+
+
+def test_a_worker_clears_away_what_is_left_of_sweeps_long_gone_as_it_starts(
+    app: qnb.App, until: Callable[..., Awaitable[Any]]
+) -> None:
+    keys = KeySpace(app.queue_name)
+
+    async def left(store: Store) -> list[int]:
+        return await store.server.pipeline([("HLEN", keys.gates), ("ZCARD", keys.sweeps)])
+
+    async def leave(store: Store) -> None:
+        await store.server.call("HSET", keys.gates, job_hex("gone"), "o1 1 ")
+        await store.server.call("ZADD", keys.sweeps, 1, job_hex("gone"))
+
+    on_store(app, leave)
+
+    async def main() -> None:
+        async with serving(app):
+
+            async def tidy() -> bool:
+                return await asyncio.to_thread(on_store, app, left) == [0, 0]
+
+            await until(tidy, "nothing of it is left")
+
+    asyncio.run(main())

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from qnb.errors import BrokerError
+from qnb.storage.gates import Gates
 from qnb.storage.records import unpack_notices
 from tests.storage.desk import LATER, LOST, Desk, call
 
@@ -122,3 +124,25 @@ async def test_the_client_that_waits_is_told(
         await until(told, "the client is told")
     [news] = unpack_notices(heard[0])
     assert (news.task_id, news.status) == (id_, "complete")
+
+
+async def test_who_may_not_ask_who_holds_a_job_does_not_end_it_as_if_it_waited(
+    desk: Desk, queue: str
+) -> None:
+    claimed = await desk.held()
+    await desk.start(claimed)
+    await desk.raw("ACL", "SETUSER", queue, "-xpending")
+    with pytest.raises(BrokerError, match=r"xpending|can't run this command"):
+        await desk.abort(claimed.spec.task_id)
+    assert await desk.status(claimed.spec.task_id) == "running"
+    assert await desk.finish(claimed)
+
+
+@pytest.mark.parametrize("entry", ["junk", "b1-", "9" * 30 + "-1", ""])
+async def test_a_job_whose_entry_is_nonsense_ends_and_spares_the_others(
+    desk: Desk, entry: str
+) -> None:
+    bad, good = await desk.put(call(), call())
+    await desk.raw("HSET", desk.keys.job(bad), "e", entry)
+    assert await Gates(desk.store).cancel([bad, good], "me") == (2, 0)
+    assert [await desk.ending(id_) for id_ in (bad, good)] == ["aborted"] * 2

@@ -207,3 +207,10 @@ async def test_the_farthest_time_that_can_be_counted_is_kept(desk: Desk) -> None
     assert record is not None
     assert record.scheduled_at == record.expires_at == record.enqueue_time + 10**14
     assert await desk.abort(id_) == 1
+
+
+async def test_a_key_of_another_type_in_the_place_of_a_job_counts_as_none(desk: Desk) -> None:
+    first, second = call(), call()
+    await desk.raw("SET", desk.keys.job(first.spec.task_id), "text", "PX", 60_000)
+    await desk.put(first, second)
+    assert [claimed.spec for claimed in await desk.claim(count=2)] == [first.spec, second.spec]

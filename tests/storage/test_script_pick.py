@@ -12,7 +12,7 @@ import pytest
 from qnb.models import Ending, JobState
 from qnb.options import FrameOptions
 from qnb.storage import rows
-from qnb.storage.records import Call
+from qnb.storage.records import Call, pack
 from qnb.storage.rows import Row
 from tests.storage.desk import DONE, FAILED, LATER, Desk, call
 
@@ -136,3 +136,21 @@ async def test_what_is_no_job_costs_only_itself(desk: Desk) -> None:
     ]  # fmt: skip
     assert looked[1].failure is not None
     assert (looked[1].task_id, looked[1].failure.type) == ("spec", "JobLost")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("t", 2**63 - 1),
+        ("o", pack(["done", 2**64 - 1, 10, 20, "host:1", 5, None, None, None])),
+        ("o", pack(["done", 1, 10, 2**60, "host:1", 5, None, None, None])),
+        ("o", pack(["done", 1, 10, 20, "host:1", 2**64 - 1, None, None, None])),
+    ],
+)
+async def test_a_figure_that_no_table_can_hold_costs_only_its_row(
+    desk: Desk, field: str, value: object
+) -> None:
+    for id_ in ("bad", "good"):
+        assert await desk.finish(await desk.held(call(id_)))
+    await desk.raw("HSET", desk.keys.job("bad"), field, value)
+    assert await _found(desk) == ["good"]

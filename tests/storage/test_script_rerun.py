@@ -150,3 +150,10 @@ async def test_its_function_is_kept_for_as_long_as_it_may_wait(desk: Desk) -> No
     [(spec, data)] = _again(done)
     assert all(await Studies(desk.store).rerun("default", [(replace(spec, function="ab"), data)]))
     assert await desk.ttl(key) > 60_000
+
+
+async def test_a_key_of_another_type_is_no_job_and_spares_the_others(desk: Desk) -> None:
+    foreign, good = await _ended(desk, 2)
+    await desk.raw("SET", desk.keys.job(foreign.spec.task_id), "text", "PX", 60_000)
+    first, second = await Studies(desk.store).rerun("default", _again(foreign, good))
+    assert (first, bool(second)) == (0, True)

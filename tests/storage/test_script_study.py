@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qnb.errors import BrokerError
+from qnb.errors import BrokerError, QnbError
 from qnb.storage.keys import job_hex
 from qnb.storage.studies import End, Studies, Study
 from tests.storage.desk import Desk
@@ -146,3 +146,30 @@ async def test_a_large_manifest_and_hundreds_of_parts_come_back(desk: Desk) -> N
     assert found is not None
     assert found.manifest == large.manifest
     assert await studies.points("scan") == parts
+
+
+@pytest.mark.parametrize("field, value", [("c", 10**18), ("z", b"\xc1"), ("p", ""), ("n", "other")])
+async def test_a_sweep_that_cannot_be_read_keeps_its_name_and_is_not_listed(
+    desk: Desk, field: str, value: object
+) -> None:
+    studies = Studies(desk.store)
+    assert await studies.create(SCAN, [b"one"])
+    await desk.raw("HSET", desk.keys.sweep("scan"), field, value)
+    with pytest.raises(QnbError, match="sweep 'scan' is stored, but cannot be read"):
+        await studies.load("scan")
+    assert await studies.all() == []
+
+
+async def test_expired_sweeps_are_taken_off_the_list_by_workers_and_by_nobody_who_looks(
+    desk: Desk,
+) -> None:
+    studies = Studies(desk.store)
+    await studies.create(SCAN, [b"one"])
+    kept = await studies.create(replace(OTHER, name="kept"), [])
+    await desk.raw("ZADD", desk.keys.sweeps, 1, b"\xff")
+    await desk.raw("DEL", desk.keys.sweep("scan"))
+    assert [study.name for study in await studies.all()] == ["kept"]
+    assert await desk.raw("ZCARD", desk.keys.sweeps) == 3
+    await studies.tidy()
+    assert kept
+    assert await desk.raw("ZRANGE", desk.keys.sweeps, 0, -1) == [job_hex("kept").encode()]

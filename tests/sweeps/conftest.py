@@ -14,11 +14,12 @@ import qnb
 @pytest.fixture
 def serving(app: qnb.App) -> Iterator[qnb.App]:
     """The app with a worker in a thread of this process."""
-    thread = threading.Thread(target=lambda: asyncio.run(app.run()))
+    thread = threading.Thread(target=lambda: asyncio.run(app.run()), daemon=True)
     thread.start()
     yield app
     app.stop()
-    thread.join()
+    thread.join(20)
+    assert not thread.is_alive(), "its worker has not ended"
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_waiters_of_all_kinds_outlive_a_server_that_is_killed(
     own_server: Callable[[], str], wait_until: Wait
 ) -> None:
     app = qnb.App(own_server(), "restarted")
-    worker = threading.Thread(target=lambda: asyncio.run(app.run()))
+    worker = threading.Thread(target=lambda: asyncio.run(app.run()), daemon=True)
     worker.start()
 
     @app.task

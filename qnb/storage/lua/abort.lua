@@ -6,8 +6,12 @@
 --       then per job: task id, outcome of one that ends here, channel ('' for none), notice of it
 -- Returns one number per job: 0 unknown or finished, 1 ended, 2 its worker is asked.
 local function held(stream, entry)
-  if #redis.call('XRANGE', stream, entry, entry) == 0 then return false end
-  local group = redis.pcall('XPENDING', stream, ARGV[1], entry, entry, 1) -- no group: no worker yet
+  local ms, seq = string.match(entry, '^(%d+)-(%d+)$') -- else a stranger wrote it, and no worker holds it
+  if not ms or #ms > 19 or #seq > 19 or #redis.call('XRANGE', stream, entry, entry) == 0 then return false end
+  local group = redis.pcall('XPENDING', stream, ARGV[1], entry, entry, 1)
+  if group.err and not string.find(group.err, 'NOGROUP', 1, true) then -- no group: no worker yet
+    redis.call('XPENDING', stream, ARGV[1], entry, entry, 1) -- fails: who may not ask must not believe that it waits
+  end
   if not group.err and #group > 0 then return true end
   redis.call('XDEL', stream, entry)
   return false

@@ -35,7 +35,8 @@ for i = 1, count do
 end
 local known = {}
 for i = 1, count do
-  known[i] = redis.call('HMGET', KEYS[first + i], 's', 'm', 'a', 't')
+  known[i] = redis.pcall('HMGET', KEYS[first + i], 's', 'm', 'a', 't')
+  if known[i].err and not string.find(known[i].err, 'WRONGTYPE', 1, true) then return known[i] end
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -47,7 +48,7 @@ for i = 1, count do
   if state and (state ~= 'c' or known[i][2] == spec or ARGV[5] == '1') then
     reply[i] = 0
   else
-    if state then redis.call('DEL', job) end
+    if state or known[i].err then redis.call('DEL', job) end
     local attempt = (whole(known[i][3] or '', ever) or 0) + 1
     local born = math.max(now, (whole(known[i][4] or '', ever) or 0) + 1)
     local text = string.format('%.0f', born)

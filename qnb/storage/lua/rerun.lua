@@ -17,7 +17,7 @@ local time = redis.call('TIME')
 local clock = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = {}
 for i = 1, #KEYS - 2 do
-  known[i] = redis.call('HMGET', KEYS[i + 2], 's', 'a', 'm', 't')
+  known[i] = redis.pcall('HMGET', KEYS[i + 2], 's', 'a', 'm', 't') -- an error, if the key is of another type
 end
 for i = 1, #KEYS - 2 do
   local job, record, spec, call = KEYS[i + 2], known[i], ARGV[2 * i + 1], ARGV[2 * i + 2]
