@@ -369,12 +369,17 @@ class Worker:
     async def _obey(self) -> None:
         """Hear what clients ask of all workers; what was said unheard is found in the store."""
         again = asyncio.Event()
+
+        def heard_anew() -> None:
+            again.set()
+            self._timers.due_at(self._clock.now_ms())  # what was said of due times was not heard
+
         catching_up = asyncio.ensure_future(self._catch_up(again))
         failures = 0
         try:
             while True:
                 try:
-                    async for message in self._store.hear(self._store.keys.control, again.set):
+                    async for message in self._store.hear(self._store.keys.control, heard_anew):
                         failures = 0
                         self._told(message, again)
                 except BrokerError as error:  # it may not listen: renewals ask instead

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from qnb.errors import InvalidOption
 from qnb.models import Ending, JobSpec, Outcome
-from qnb.storage.keys import DAY_MS, UNFINISHED_TTL_MS, job_hex
+from qnb.storage.keys import DAY_MS, UNFINISHED_TTL_MS, is_hex, job_hex
 from qnb.storage.records import (
     FRONT,
     Claimed,
@@ -147,11 +147,15 @@ class Gates:
                     self._first(sweep, lane, FRONT),
                 ]
             )
-            held, jobs = [_text(hex_) for hex_ in holders], await self._members(lane, members)
+            if strange := [hex_ for hex_ in holders if not is_hex(hex_)]:  # they would stay
+                await self._server.call("HDEL", self._keys.holders(sweep), *strange)
+            held = [_text(hex_) for hex_ in holders if is_hex(hex_)]
+            jobs = await self._members(lane, members)
             moved, now = 0, _read(gate)
             if jobs and now.state == "stopped":
                 await self._stop(sweep, lane, now.why)
-            elif held or jobs:
+                jobs = []
+            if held or jobs:
                 moved = await self._server.run(
                     lambda held=held, jobs=jobs: (  # type: ignore[misc]
                         self._server.scripts.release(sweep, lane, held, jobs)

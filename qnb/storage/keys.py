@@ -32,9 +32,9 @@ key                  type   lifetime                     what it holds, who writ
                                                          release
 ``workers``          zset   structural                   worker id by time of its last heartbeat;
                                                          swept by workers
-``job:<hex>``        hash   30 d, then ``result_ttl_ms`` the job's record: ``m`` spec, ``p`` call,
-                            after its end                ``t`` enqueue time, ``s`` state, ``a``
-                                                         attempt, ``n`` starts, ``c`` lost starts,
+``job:<hex>``        hash   30 d, again from its start,  the job's record: ``m`` spec, ``p`` call,
+                            ``result_ttl_ms`` from its   ``t`` enqueue time, ``s`` state, ``a``
+                            end                          attempt, ``n`` starts, ``c`` lost starts,
                                                          ``e`` entry, ``d`` due, ``x`` expiry,
                                                          ``b`` start, ``w`` worker, ``g`` report,
                                                          ``f`` last failure, ``k`` abort asked by,

@@ -227,11 +227,15 @@ class Leases:
 
     async def asked(self, held: Sequence[Claimed]) -> dict[str, str]:
         """Which of ``held`` are to be aborted, by ref, and by whom."""
-        who = await self._server.read(
-            ("HGET", self._keys.job(claimed.spec.task_id), "k") for claimed in held
+        rows = await self._server.read(
+            ("HMGET", self._keys.job(claimed.spec.task_id), "k", "s") for claimed in held
         )
-        asked = zip(held, who, strict=True)
-        return {claimed.ref: by.decode("utf-8", "replace") for claimed, by in asked if by}
+        asked = {}
+        for claimed, row in zip(held, rows, strict=True):
+            by, state = row or (None, None)
+            if by or not state:  # its record is gone: somebody has forgotten it
+                asked[claimed.ref] = by.decode("utf-8", "replace") if by else "who forgot it"
+        return asked
 
     # -- giving up -----------------------------------------------------------------------------
 

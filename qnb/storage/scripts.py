@@ -257,7 +257,7 @@ class Scripts:
         marks: Sequence[tuple[int, int, int, int, bytes]],
     ) -> int:
         """Mark ``jobs`` as running: (attempt, starts, start, channel from 1, notice) of each."""
-        args: list[Any] = [worker, len(channels), *channels]
+        args: list[Any] = [worker, UNFINISHED_TTL_MS, len(channels), *channels]
         for mark in marks:
             args += mark
         reply: int = await self._run("start", jobs, args)

@@ -279,7 +279,7 @@ class Feed:
 
     def _heard(self, notice: Notice) -> None:
         number = notice.task_id.rpartition(".")[2]
-        place = self.layout.place(int(number)) if number.isdecimal() else -1
+        place = self.layout.place(int(number)) if number.isdecimal() and len(number) < 10 else -1
         if place < 0:
             return
         if notice.record is not None:

@@ -22,7 +22,7 @@ __all__ = ["Layout", "Numbers", "digest_of", "frozen", "point_digests", "taken"]
 Numbers = Sequence[int]
 
 #: points of a part that is cut no further, and of one that is tried whole
-LEAST, MOST = 64, 200_000
+LEAST, MOST = 1, 200_000
 
 _SIZE = 16
 

@@ -8,7 +8,14 @@ from typing import Any
 
 from qnb.client import Client
 from qnb.clock import stamp
-from qnb.errors import EncodingError, InvalidName, InvalidOption, QnbError, UnknownSweep
+from qnb.errors import (
+    EncodingError,
+    InvalidName,
+    InvalidOption,
+    QnbError,
+    SignatureError,
+    UnknownSweep,
+)
 from qnb.options import TaskOptions, hint
 from qnb.storage.studies import UNKNOWN, Studies, Study
 from qnb.sweeps.designs import Design
@@ -40,6 +47,18 @@ class Opened:
     def by_name(self) -> bool:
         """Was it asked for by its name alone, with no points and no function?"""
         return self.before is self.manifest
+
+
+def _manifest(client: Client, study: Study) -> Manifest:
+    """The manifest of a stored sweep; SignatureError if it was signed for another one."""
+    manifest = Manifest.unpacked(client.codec, study.prefix, study.manifest)
+    spec = manifest.spec
+    if (spec.sweep, spec.channel, spec.fn_name) != (study.name, study.prefix, study.fn_name):
+        raise SignatureError(
+            f"what is stored as sweep {study.name!r} was signed for sweep {spec.sweep!r}, and is "
+            f"refused; app.forget({study.name!r}) removes it"
+        )
+    return manifest
 
 
 def _prefix(name: str) -> str:
@@ -92,7 +111,7 @@ def _found(client: Client, study: Study, manifest: Manifest, space: Design | Str
             f"sweep {study.name!r} is of task {study.fn_name!r}, not of "
             f"{manifest.spec.fn_name!r}: choose another name, or app.forget({study.name!r}) first"
         )
-    before = Manifest.unpacked(client.codec, study.prefix, study.manifest)
+    before = _manifest(client, study)
     spec = replace(manifest.spec, sweep=study.name, channel=study.prefix, task_id=study.prefix)
     ours = replace(manifest, spec=spec).newest(before)
     if isinstance(space, Stream):
@@ -160,7 +179,7 @@ async def attach(client: Client, name: str) -> Opened:
                 f"queue {client.options.queue_name!r} knows no sweep {name!r}."
                 f"{hint(name, known)} It knows {len(known)}: app.sweeps_frame() lists them"
             )
-        manifest = Manifest.unpacked(client.codec, study.prefix, study.manifest)
+        manifest = _manifest(client, study)
         layout = await read_layout(client, study)
         if len(layout) == study.total:
             return Opened(study, manifest, layout, before=manifest)

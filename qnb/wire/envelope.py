@@ -324,7 +324,10 @@ def open_(  # noqa: PLR0913 - what the reader expects, one by one
     return Opened(content, body, binding, attempt, created_ms)
 
 
-_NOUNS = {"call": "job", "func": "function", "result": "the result of job", "event": "event"}
+_NOUNS = {
+    "call": "job", "func": "function", "result": "the result of job", "event": "event",
+    "sweep": "of a sweep, the",
+}  # fmt: skip
 _LENGTH = struct.Struct(">H").pack
 
 

@@ -120,3 +120,15 @@ async def test_the_expiry_of_an_earlier_run_does_not_end_the_fresh_one(
     assert await desk.status("x") == "queued"
     assert await desk.indexed("expiring", "low") == []
     assert await desk.indexed("expiring", "high") == [job_hex("x")]
+
+
+async def test_who_may_not_ask_who_holds_a_job_leaves_its_end_to_others(
+    desk: Desk, until: Until, queue: str
+) -> None:
+    claimed = await desk.held(call(expire_ms=5))
+    id_ = claimed.spec.task_id
+    await _over(desk, until, id_)
+    await desk.raw("ACL", "SETUSER", queue, "-xpending")
+    assert await desk.store.expire("default", [job_hex(id_)]) == 0
+    assert await desk.status(id_) == "queued"
+    assert await desk.finish(claimed)

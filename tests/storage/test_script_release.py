@@ -136,3 +136,24 @@ async def test_what_a_stranger_has_parked_there_is_removed(desk: Desk) -> None:
     await _go_on(desk)
     assert await desk.raw("EXISTS", parked) == 0
     assert await _order(desk) == [id_]
+
+
+async def test_places_that_a_stranger_has_taken_are_free(desk: Desk) -> None:
+    [id_] = await _park(desk, call(channel=SWEEP))
+    await Gates(desk.store).set(SWEEP, limit=1)
+    for field in (b"\xff", "x", job_hex("nobody")):
+        await desk.raw("HSET", desk.keys.holders(job_hex(SWEEP)), field, "1-1")
+    await _go_on(desk, limit=1)
+    assert await _order(desk) == [id_]
+
+
+async def test_a_place_is_free_also_when_the_sweep_has_stopped_meanwhile(desk: Desk) -> None:
+    gates = Gates(desk.store)
+    await gates.set(SWEEP, limit=1)
+    await desk.put(*(call(channel=SWEEP) for _ in range(2)))
+    [claimed], _ = await gates.admit(await desk.claim(count=2))
+    await gates.set(SWEEP, limit=1, state="stopped")
+    assert await desk.finish(claimed)
+    await gates.release(job_hex(SWEEP), "default")
+    assert await desk.raw("EXISTS", desk.keys.holders(job_hex(SWEEP))) == 0
+    assert await desk.store.sizes() == ({"default": 0}, 0)

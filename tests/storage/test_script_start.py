@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from qnb.storage.keys import UNFINISHED_TTL_MS
 from qnb.storage.records import unpack_notices
 from tests.storage.desk import LOST, Desk, call
 
@@ -50,3 +51,11 @@ async def test_each_client_is_told_of_its_jobs_and_once(
     assert [(n.task_id, n.status) for n in news] == [
         ("a", "running"), ("c", "running"), ("a", "complete"),
     ]  # fmt: skip
+
+
+async def test_a_job_that_has_waited_for_weeks_does_not_expire_while_it_runs(desk: Desk) -> None:
+    claimed = await desk.held()
+    job = desk.keys.job(claimed.spec.task_id)
+    await desk.raw("PEXPIRE", job, 60_000)
+    await desk.start(claimed)
+    assert await desk.ttl(job) > UNFINISHED_TTL_MS - 60_000

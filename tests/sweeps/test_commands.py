@@ -270,6 +270,7 @@ def test_a_handle_whose_points_were_replaced_can_be_gone_on_with(
         return x
 
     first = f.options(name="scan").map(range(20_000))
+    first[0].wait(10)  # what it computes has been noted
     second = f.options(name="scan").map(range(300))
     assert second.wait(10).results() == list(range(300))
     with pytest.raises(qnb.QnbError, match="given other points elsewhere"):

@@ -348,3 +348,47 @@ def test_a_command_may_be_the_last_line_of_a_script(
             app.sweep("last")
     else:
         assert sweep.wait(10).snapshot().counts["aborted"] == 3
+
+
+def test_digests_that_a_stranger_has_swapped_mix_no_results(
+    counted: Counted, server_url: str, queue: str
+) -> None:
+    import redis
+
+    from qnb.storage.keys import KeySpace
+
+    f, _ = counted
+    f.options(name="scan").map([1, 2]).wait(10)
+    *_, key = KeySpace(queue).study("scan")
+    with redis.Redis.from_url(server_url) as link:
+        said = bytes(link.get(key) or b"")
+        link.set(key, said[16:32] + said[:16], keepttl=True)
+    assert f.options(name="scan").map([1, 2, 3]).wait(10).results() == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_a_sweep_copied_under_another_name_is_refused(
+    counted: Counted, app: qnb.App, server_url: str, queue: str
+) -> None:
+    import redis
+
+    from qnb.storage.keys import KeySpace
+
+    f, _ = counted
+    f.options(name="mine").map([1]).wait(10)
+    keys = KeySpace(queue)
+    with redis.Redis.from_url(server_url) as link:
+        for mine, theirs in zip(keys.study("mine"), keys.study("theirs"), strict=True):
+            link.copy(mine, theirs)
+        link.hset(keys.sweep("theirs"), "n", "theirs")
+    with pytest.raises(qnb.SignatureError, match="signed for sweep 'mine', and is refused"):
+        app.sweep("theirs")
+
+
+def test_points_that_are_large_are_stored_in_more_parts(app: qnb.App) -> None:
+    @app.task
+    def f(x: str) -> int:
+        return len(x)
+
+    sweep = f.map([str(at) * 900_000 for at in range(10, 40)])
+    assert len(app.sweep(sweep.name)) == 30
+    sweep.cancel().result(20)

@@ -7,6 +7,12 @@
 --       then per job: hex, outcome, channel ('' for none), notice
 -- Returns one number per job: 1 ended, 0 not.
 local group, ttl = ARGV[1], ARGV[2]
+-- No group: no worker yet. A stranger's entry: no worker's. Else whoever asks may not know: it is held.
+local function is_free(err)
+  for _, word in ipairs({'NOGROUP', 'stream ID', 'WRONGTYPE'}) do
+    if string.find(err, word, 1, true) then return true end
+  end
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local reply = {}
@@ -28,8 +34,8 @@ for i = 6, #KEYS do
       local stream = KEYS[3]
       if not entry then entry = '' end
       if string.sub(entry, 1, 1) == 'b' then stream, entry = KEYS[4], string.sub(entry, 2) end
-      local pending = redis.pcall('XPENDING', stream, group, entry, entry, 1) -- no group: no worker yet
-      held = not pending.err and #pending > 0
+      local pending = redis.pcall('XPENDING', stream, group, entry, entry, 1)
+      if pending.err then held = not is_free(pending.err) else held = #pending > 0 end
       if not held then redis.pcall('XDEL', stream, entry) end
     else
       redis.call('ZREM', KEYS[2], hex)
