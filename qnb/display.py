@@ -10,7 +10,7 @@ import re
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-__all__ = ["Displayed", "Renderer", "register", "tidy"]
+__all__ = ["Displayed", "Renderer", "duration", "register", "tidy"]
 
 
 class Renderer(Protocol):
@@ -75,3 +75,23 @@ def tidy(text: object) -> str:
     'a\\x1b[2Jb'
     """
     return _UNSEEN.sub(_code, str(text).replace("\r\n", "\n"))
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it.
+
+    >>> duration(0.04), duration(9.5), duration(75), duration(8040)
+    ('40 ms', '9.5 s', '1 min 15 s', '2 h 14 min')
+    """
+    if seconds < 0.9995:
+        return f"{round(max(0.0, seconds) * 1000)} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400:,} d {whole % 86400 // 3600} h"

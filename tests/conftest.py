@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -175,6 +176,17 @@ def app(server_url: str, queue: str) -> Iterator[Any]:
     yield app
     with contextlib.suppress(qnb.QnbError):
         app.close()
+
+
+@pytest.fixture
+def serving(app: Any) -> Iterator[Any]:
+    """The app with a worker in a thread of this process."""
+    thread = threading.Thread(target=lambda: asyncio.run(app.run()), daemon=True)
+    thread.start()
+    yield app
+    app.stop()
+    thread.join(20)
+    assert not thread.is_alive(), "its worker has not ended"
 
 
 @pytest.hookimpl(trylast=True)

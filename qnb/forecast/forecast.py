@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from qnb.display import duration
 from qnb.forecast.history import History
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ class Progress:
         if self.rate:
             yield _pace(self.rate)
         if self.eta is not None:
-            left = f"{_length(self.eta)} left"
+            left = f"{duration(self.eta)} left"
             if self.eta_low is not None and self.eta_high is not None:
-                low, high = _length(self.eta_low), _length(self.eta_high)
+                low, high = duration(self.eta_low), duration(self.eta_high)
                 left += f" ({low} – {high})" if low != high else ""
             yield left
 
@@ -86,22 +87,6 @@ def _pace(rate: float) -> str:
             break
     amount = rate * each
     return f"{amount:,.0f} jobs/{unit}" if amount >= 9.95 else f"{amount:.1f} jobs/{unit}"
-
-
-def _length(seconds: float) -> str:
-    """A length of time as a person says it."""
-    if seconds < 0.9995:
-        return f"{round(max(0.0, seconds) * 1000)} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400:,} d {whole % 86400 // 3600} h"
 
 
 class Forecast:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,6 @@ import pytest
 import qnb
 from qnb.analysis import gather
 from qnb.analysis.cubes import to_xarray
-
-
-@pytest.fixture
-def serving(app: qnb.App) -> Iterator[qnb.App]:
-    """The app with a worker in a thread of this process."""
-    thread = threading.Thread(target=lambda: asyncio.run(app.run()), daemon=True)
-    thread.start()
-    yield app
-    app.stop()
-    thread.join(20)
-    assert not thread.is_alive(), "its worker has not ended"
 
 
 def _sweep_frame(app: qnb.App, jobs: list[qnb.Job[Any]], **points: Any) -> pd.DataFrame:

@@ -19,7 +19,7 @@ function number(n) {
   return n.toLocaleString(LANGUAGE);
 }
 
-function duration(seconds) { // as html.duration, in whole seconds while it counts
+function duration(seconds) { // as display.duration, in whole seconds while it counts
   const s = Math.max(0, seconds);
   if (s < 0.9995) return `${Math.round(s * 1000)} ms`;
   if (s < 9.95) return `${s.toFixed(1)} s`;
