@@ -82,8 +82,9 @@ class Driver:
     def let_go(self) -> None:
         """Nobody holds it any more, from any thread: what was only looked at is not followed."""
 
+        self._is_held = False  # first: it may not have begun to live
+
         def leave() -> None:
-            self._is_held = False
             if self._filling is not None and self._filling.done():
                 self._unfollow()
 
@@ -188,7 +189,9 @@ class Driver:
     def _follow(self) -> None:
         """Have the jobs followed, if that has ended."""
         if self._following is None or self._following.done():
-            self._following = asyncio.create_task(self._follow_on(), name="qnb-follow")
+            self._following = asyncio.create_task(
+                self._follow_on(), name=f"qnb-follow {self.feed.study.prefix}"
+            )
 
     async def _follow_on(self) -> None:
         try:
