@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qnb.clock import now_ms
 from qnb.models import FINAL, JobRecord, JobState
 from qnb.notebook import html
+from qnb.notebook.job_card import frames, job_card, job_text, job_word, job_words
 from qnb.notebook.live import LiveRenderer
 
 if TYPE_CHECKING:
@@ -25,18 +26,18 @@ class JobRenderer(LiveRenderer[JobRecord]):
 
     def state(self, snapshot: JobRecord) -> dict[str, Any]:
         failure = snapshot.outcome.failure if snapshot.outcome else snapshot.failure
-        word = html.job_word(snapshot)
+        word = job_word(snapshot)
         return {
             "word": word.replace("_", " "),
             "glyph": html.GLYPHS.get(word, "•"),
             "tone": html.tone(word),
             "name": html.clip(snapshot.fn_name, 120),
             "id": html.clip(snapshot.task_id, 120),
-            "facts": html.job_words(snapshot),
+            "facts": job_words(snapshot),
             "progress": snapshot.progress if snapshot.outcome is None else None,
             "message": html.clip(snapshot.message or "", html.ERROR_CHARS),
             "error": html.clip(f"{failure.type}: {failure.message}", 1_000) if failure else "",
-            "traceback": html.frames(failure.traceback) if failure else "",
+            "traceback": frames(failure.traceback) if failure else "",
             "ticking": snapshot.status is JobState.RUNNING,
             "elapsed": _elapsed(snapshot),
         }
@@ -48,10 +49,10 @@ class JobRenderer(LiveRenderer[JobRecord]):
         return snapshot.status in FINAL
 
     def card(self, snapshot: JobRecord) -> str:
-        return html.job_card(snapshot, _elapsed(snapshot))
+        return job_card(snapshot, _elapsed(snapshot))
 
     def text(self, snapshot: JobRecord) -> str:
-        return html.job_text(snapshot)
+        return job_text(snapshot)
 
 
 def _elapsed(record: JobRecord) -> float | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qnb.models import CELLS, SweepSnapshot
 from qnb.notebook import html
 from qnb.notebook.live import LiveRenderer
+from qnb.notebook.sweep_card import sweep_card, sweep_errors, sweep_text, sweep_word
 
 if TYPE_CHECKING:
     from qnb.notebook.widgets import SweepWidget
@@ -23,8 +24,8 @@ class SweepRenderer(LiveRenderer[SweepSnapshot]):
         return SweepWidget
 
     def state(self, snapshot: SweepSnapshot) -> dict[str, Any]:
-        word = html.sweep_word(snapshot)
-        errors, left_out = html.sweep_errors(snapshot)
+        word = sweep_word(snapshot)
+        errors, left_out = sweep_errors(snapshot)
         counts = snapshot.counts
         return {
             "word": word,
@@ -59,10 +60,10 @@ class SweepRenderer(LiveRenderer[SweepSnapshot]):
         return snapshot.finished
 
     def card(self, snapshot: SweepSnapshot) -> str:
-        return html.sweep_card(snapshot)
+        return sweep_card(snapshot)
 
     def text(self, snapshot: SweepSnapshot) -> str:
-        return html.sweep_text(snapshot)
+        return sweep_text(snapshot)
 
 
 renderer = SweepRenderer()

@@ -20,7 +20,7 @@ from qnb.models import (
     Report,
     SweepSnapshot,
 )
-from qnb.notebook import html, job_view, sweep_view
+from qnb.notebook import html, job_card, job_view, sweep_card, sweep_view
 
 TAGS = {"b", "div", "img", "pre", "progress", "span", "style"}
 ATTRIBUTES = {"alt", "aria-label", "class", "max", "src", "style", "value"}
@@ -114,7 +114,7 @@ def _jobs(text: str) -> list[JobRecord]:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_is_only_ever_text(text: str) -> None:
-    cards = [html.sweep_card(_sweep(text)), *map(html.job_card, _jobs(text))]
+    cards = [sweep_card.sweep_card(_sweep(text)), *map(job_card.job_card, _jobs(text))]
     plain = []
     for card in [*cards, *(html.provisional(card, "0a1b", 0) for card in cards)]:
         found = _Markup(card)
@@ -122,29 +122,29 @@ def test_hostile_text_is_only_ever_text(text: str) -> None:
         assert found.attributes <= ATTRIBUTES
         assert "}" not in found.rules.replace("{display:none}", "")
         plain.append(found.text)
-    plain += [html.sweep_text(_sweep(text)), *map(html.job_text, _jobs(text))]
+    plain += [sweep_card.sweep_text(_sweep(text)), *map(job_card.job_text, _jobs(text))]
     for line in plain:
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", line)
         line.encode()  # no lone surrogates
-    assert "\n" not in html.sweep_text(_sweep(text))
+    assert "\n" not in sweep_card.sweep_text(_sweep(text))
     repr(sweep_view.renderer.state(_sweep(text))).encode()
     repr([job_view.renderer.state(job) for job in _jobs(text)]).encode()
 
 
 def test_the_text_itself_is_still_there() -> None:
-    assert "a < b > c & d" in _Markup(html.sweep_card(_sweep("a < b > c & d"))).text
+    assert "a < b > c & d" in _Markup(sweep_card.sweep_card(_sweep("a < b > c & d"))).text
     assert html.tidy("\x1b[31m\ttab\nline\x9b") == "\\x1b[31m\ttab\nline\\x9b"
 
 
 def test_a_card_names_every_state_in_words() -> None:
-    text = _Markup(html.sweep_card(_sweep("scan"))).text
+    text = _Markup(sweep_card.sweep_card(_sweep("scan"))).text
     for word in CELLS:
         assert f"1 {word}" in text
 
 
 def test_only_the_most_frequent_errors_are_listed() -> None:
     errors = {f"Error{place}": place for place in range(1, 9)}
-    card = html.sweep_card(SweepSnapshot("scan", "f", 36, bytes([3]) * 36, errors=errors))
+    card = sweep_card.sweep_card(SweepSnapshot("scan", "f", 36, bytes([3]) * 36, errors=errors))
     assert re.findall(r"(\d+) × Error", card) == ["8", "7", "6", "5", "4"]
     assert "and 3 more kinds of error" in card
 
@@ -152,7 +152,7 @@ def test_only_the_most_frequent_errors_are_listed() -> None:
 @pytest.mark.parametrize("total", [1, 60, 5_000, 100_000, 1_000_000])
 def test_the_picture_has_a_cell_for_each_job_and_stays_small(total: int) -> None:
     cells = bytes(place * 7919 % 5 for place in range(total))
-    card = html.sweep_card(SweepSnapshot("scan", "f", total, cells))
+    card = sweep_card.sweep_card(SweepSnapshot("scan", "f", total, cells))
     found = re.search(r'src="data:image/png;base64,([^"]+)"', card)
     assert found
     png = base64.b64decode(found[1])
