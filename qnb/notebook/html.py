@@ -22,6 +22,7 @@ __all__ = [
     "MONO",
     "MUTED",
     "TONES",
+    "beneath",
     "clip",
     "div",
     "duration",
@@ -31,7 +32,6 @@ __all__ = [
     "head",
     "one_line",
     "progress",
-    "provisional",
     "sign",
     "size",
     "span",
@@ -179,17 +179,19 @@ def error(text: str) -> str:
     )
 
 
-def provisional(card: str, ident: str, at_ms: int) -> str:
-    """``card`` as it stands below a live view, in case that the kernel ends before the thing does.
+def beneath(card: str, ident: str, at_ms: int | None) -> str:
+    """``card`` as it stands below a live view, in case that the kernel ends before the page does.
 
     The live view hides it by its class. In a file whose kernel is gone the front end says "model
     not found" in the live view's place; the rule hides that output as long as no view is in it.
+    ``at_ms`` is when that was (epoch ms), if it may have gone on since.
     """
-    at = datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%d %b %Y, %H:%M:%S UTC")
     child = ".jp-OutputArea-child"
+    since = ""
+    if at_ms is not None:
+        at = datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%d %b %Y, %H:%M:%S UTC")
+        since = div(f"Last known state, {at}. Run the cell again to follow it.", MUTED)
     return (
         f"<style>{child}:has(+ {child} .qnb-card-{ident}):not(:has(.qnb-view))"
-        "{display:none}</style>"
-        f'<div class="qnb-card-{ident}">{card}'
-        f"{div(f'Last known state, {at}. Run the cell again to follow it.', MUTED)}</div>"
+        f'{{display:none}}</style><div class="qnb-card-{ident}">{card}{since}</div>'
     )

@@ -1,35 +1,38 @@
 """Keeps what a cell shows up to date: subscribe, coalesce, publish, stop.
 
 A thing's ``watch`` callback marks its view, from any thread; one daemon thread publishes what is
-marked. The newest state wins, a view is sent at most ten times a second and always once after its
+marked. The newest state wins, a view is sent at most four times a second and always once after its
 last mark, and all views together stay far below the rate at which a Jupyter server drops messages.
+A view that nobody sees is not sent, but while a cell runs, when no page can say what is seen.
 
 A display is two outputs. The first holds nothing but the live widget; the second is a static card,
 renewed every few seconds, that the widget hides. So a file saved at any moment says something true
-without a kernel. When the thing has ended, the first is emptied and the second is left for good.
+without a kernel. When the thing has ended, the second says so for good, and the first is emptied
+unless a page is there to which the view still has something to offer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 import time
-import uuid
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from qnb.clock import now_ms
 from qnb.notebook import html
+from qnb.notebook.answers import Answer, Answers
+from qnb.notebook.audience import Audience, Cells
+from qnb.notebook.publisher import Publisher, Sent
 
-__all__ = ["LiveRenderer", "Publisher", "View", "Watched"]
+__all__ = ["Answer", "LiveRenderer", "View", "Watched"]
 
-VIEW_PERIOD = 0.1  #: seconds between two messages of one view, at least
-MESSAGES_PER_SECOND = 50  #: of all views together
-BYTES_PER_SECOND = 400_000  #: of one view, so that a large one is sent less often
 CARD_PERIOD = 5.0  #: seconds between two renewals of a static card
-SETTLE = 1.0  #: seconds that the end of a cell waits for its finished views at most
-
+UNSEEN_PERIOD = 30.0  #: the same of a view that nobody sees
+BUSY_PERIOD = 2.0  #: seconds between two messages of such a view while a cell runs
 ANSWER = 60.0  #: seconds that the answer to a pressed button is waited for
 
 S = TypeVar("S")
@@ -49,26 +52,49 @@ class Watched(Protocol[S_co]):
 class LiveRenderer(ABC, Generic[S]):
     """Draws one kind of thing (a :class:`qnb.display.Renderer`); one for each ``*_view.py``."""
 
+    #: what of the state passes with time: no news, as the browser counts on by itself
+    passing: ClassVar[frozenset[str]] = frozenset({"elapsed", "eta", "eta_low", "eta_high", "rate"})
+    #: watching costs even when nothing happens: it ends when nobody sees the view
+    costly: ClassVar[bool] = False
+
     @abstractmethod
     def widget(self) -> type[Any]:
         """The class of the live view, a ``ViewWidget``; imported in here: when it is needed."""
 
     @abstractmethod
     def state(self, snapshot: S) -> dict[str, Any]:
-        """The words and numbers to show, tidy. A change of times alone (``elapsed``, ``eta``) is no
-        news: the browser counts on by itself."""
+        """The words and numbers to show, tidy."""
 
     def actions(self, snapshot: S) -> list[tuple[str, str]]:
         """The buttons: what each does, by the name of the thing's command, and its label."""
         return []
 
+    def act(self, thing: Any, name: str, value: Any) -> Any:
+        """Do what the button ``name`` says; the answer has a ``result(timeout)``.
+
+        ``value`` is what the page sent along. On a thread of its own.
+        """
+        return getattr(thing, name)()
+
+    def answer(self, thing: Any, asked: dict[str, Any]) -> Answer:
+        """What a page asked: ``asked["ask"]`` says what for. On the thread that answers."""
+        raise ValueError(f"{asked.get('ask')!r}: this view answers no questions")
+
     def cells(self, snapshot: S) -> bytes | None:
         """A byte a job, for a view that has them."""
         return None
 
+    def key(self, thing: Any) -> str:
+        """The name of the thing, the same in every kernel."""
+        return f"{id(thing):x}"
+
     @abstractmethod
     def finished(self, snapshot: S) -> bool:
-        """True if nothing will change any more."""
+        """True if nothing will change any more by itself."""
+
+    def lasting(self, snapshot: S) -> bool:
+        """True if the view has something to offer although the thing has ended."""
+        return False
 
     @abstractmethod
     def card(self, snapshot: S) -> str:
@@ -84,126 +110,161 @@ class LiveRenderer(ABC, Generic[S]):
 
     def show(self, thing: Watched[S]) -> bool:
         """Display ``thing`` live; false where it has ended or there is no front end to show it."""
-        if not _in_kernel() or self.finished(thing.snapshot()):
+        if not _in_kernel():
+            return False
+        snapshot = thing.snapshot()
+        if self.finished(snapshot) and not self.lasting(snapshot):
             return False
         _view_of(self, thing).display()
         return True
 
 
-class Sent(NamedTuple):
-    """What a publication cost."""
-
-    messages: int
-    nbytes: int = 0
-
-
 class View(Generic[S]):
     """All displays of one thing: one widget model and one pair of display ids, however many."""
 
-    def __init__(self, renderer: LiveRenderer[S], thing: Watched[S], publisher: Publisher) -> None:
+    def __init__(
+        self, renderer: LiveRenderer[S], thing: Watched[S], publisher: Publisher, ident: str
+    ) -> None:
         self.due = 0.0  # when the publisher may send the next message
+        self.audience = Audience(_cells)
         self._renderer = renderer
         self._thing = thing
         self._publisher = publisher
-        self._ident = uuid.uuid4().hex[:12]
+        self._ident = ident
         self._lock = threading.Lock()
         self._last: tuple[object, ...] = ()
-        self._card_last: tuple[object, ...] = ()
+        self._cells_sent: bytes | None = None
+        self._card_last: tuple[object, ...] | None = None
         self._card_due = 0.0
-        self._frozen = False
+        self._shows: tuple[bool, bool] | None = None  # is the widget there, has the thing ended
         self._said = ""  # what became of the button that was pressed last
         traits, self._last = self._traits(thing.snapshot())
-        self._widget = renderer.widget()(card=self._ident, **traits)
-        self._widget.on_msg(self._pressed)
-        self._unwatch = thing.watch(self.mark)
+        self._widget = renderer.widget()(model_id=ident, card=ident[:12], **traits)
+        self._widget.on_msg(self._hear)
+        self._answers = Answers(self._answer, self._widget.send)
+        self._unwatch: Callable[[], None] | None = None
+        self._watching = threading.Lock()
+        self.watch(True)
+
+    # -- when it is published ------------------------------------------------------------------
 
     @property
     def settled(self) -> bool:
         """False while the thing has ended and its displays do not say so yet."""
-        return self._frozen or not self._renderer.finished(self._thing.snapshot())
+        snapshot = self._thing.snapshot()
+        return not self._renderer.finished(snapshot) or self._shows == (
+            self._stays(snapshot, finished=True),
+            True,
+        )
+
+    @property
+    def over(self) -> bool:
+        """True if the thing has ended and no page shows it any more."""
+        return self.audience.gone and self.settled and bool(self._shows and self._shows[1])
+
+    @property
+    def _counts(self) -> bool:
+        """Is what changes worth a message: is it seen, or can no page say whether it is?"""
+        return self.audience.seen or _cells.busy >= BUSY_PERIOD
 
     def mark(self) -> None:
         """Have the newest state published soon. From any thread, as often as wanted."""
-        self._publisher.mark(self)
+        if self.audience.seen:
+            self._publisher.mark(self)
+        else:
+            self._publisher.mark(self, within=BUSY_PERIOD if _cells.busy else UNSEEN_PERIOD)
+        self._answers.refresh()
+
+    def watch(self, wanted: bool) -> None:
+        """Follow the thing, or leave it alone."""
+        with self._watching:
+            if wanted and self._unwatch is None:
+                self._unwatch = self._thing.watch(self.mark)
+            elif not wanted and self._unwatch is not None:
+                self._unwatch()
+                self._unwatch = None
+
+    def cell_began(self) -> None:
+        """A page may come to see it and not be heard, should this cell take long."""
+        if not self.audience.seen:
+            self._publisher.mark(self, within=BUSY_PERIOD)
+
+    def cell_ended(self) -> None:
+        """From now on pages are heard."""
+        if self._renderer.costly:
+            self.watch(self.audience.seen)
+
+    # -- what is published ---------------------------------------------------------------------
 
     def display(self) -> None:
         """Add the outputs to the cell that runs."""
         with self._lock:
             snapshot = self._thing.snapshot()
+            finished = self._renderer.finished(snapshot)
             self._output("live", self._live_bundle(), update=False)
-            self._output("card", self._card_bundle(snapshot), update=False)
-            self._frozen = False
+            self._output("card", self._card_bundle(snapshot, finished, bare=False), update=False)
+            self._shows = (True, finished)
+        self.watch(True)
         self.mark()
 
     def publish(self) -> Sent:
         """Bring every display up to date; a failure is shown in the view. For the publisher."""
+        if _cells.busy >= BUSY_PERIOD:
+            self.watch(True)
         with self._lock:
             try:
                 return self._publish(self._thing.snapshot())
             except Exception as error:  # noqa: BLE001 - whatever it is belongs into this view
                 return self._show_problem(error)
 
+    def _stays(self, snapshot: S, *, finished: bool) -> bool:
+        """Is the widget to be there? What executes a notebook to save it never speaks."""
+        return not finished or (self.audience.heard and self._renderer.lasting(snapshot))
+
     def _publish(self, snapshot: S) -> Sent:
         finished = self._renderer.finished(snapshot)
-        if finished and self._frozen:
-            return Sent(0)
-        sent = self._send(snapshot)
-        if finished:
-            self._output("card", self._card_bundle(snapshot, final=True))
-            self._output("live", {})
-            self._frozen = True
-            return Sent(sent.messages + 2, sent.nbytes)
-        if self._frozen:  # it has been taken up again
-            self._frozen = False
-            self._output("live", self._live_bundle())
-            self._card_due = 0.0
-            sent = Sent(sent.messages + 1, sent.nbytes)
-        if time.monotonic() >= self._card_due and self._card_last != self._last:
-            self._output("card", self._card_bundle(snapshot))
-            sent = Sent(sent.messages + 1, sent.nbytes)
-        return sent
+        stays = self._stays(snapshot, finished=finished)
+        messages = nbytes = 0
+        if self._counts or finished:
+            messages, nbytes = self._send(snapshot)
+        shows, before = (stays, finished), self._shows or (True, False)
+        if shows != before:
+            self._output("card", self._card_bundle(snapshot, finished, bare=not stays))
+            messages += 1
+            if stays != before[0]:
+                self._output("live", self._live_bundle() if stays else {})
+                messages += 1
+            self._shows = shows
+        elif self._card_last != self._news(snapshot) and time.monotonic() >= self._card_due:
+            bundle = self._card_bundle(snapshot, finished, bare=not stays)
+            self._output("card", bundle)
+            messages, nbytes = messages + 1, nbytes + len(bundle["text/html"])
+        return Sent(messages, nbytes)
 
-    def _traits(self, snapshot: S) -> tuple[dict[str, Any], tuple[object, ...]]:
-        """What the widget is to hold, and what of it is news when it changes."""
-        state, cells = self._renderer.state(snapshot), self._renderer.cells(snapshot)
-        passing = ("elapsed", "eta", "eta_low", "eta_high", "rate")
-        news = {key: value for key, value in state.items() if key not in passing}
+    def _state(self, snapshot: S) -> dict[str, Any]:
         actions = self._renderer.actions(snapshot)
         extra = {"actions": [list(action) for action in actions], "said": self._said}
-        news |= extra
-        traits: dict[str, Any] = {"state": {**state, **extra, "at": now_ms()}}
-        if cells is not None:
-            traits["cells"] = cells
-        return traits, (news, cells)
+        return {**self._renderer.state(snapshot), **extra}
 
-    # Front ends differ in the thread that a press arrives on; none of them may be kept waiting.
+    def _news(self, snapshot: S) -> tuple[object, ...]:
+        """What is news when it changes."""
+        passing = self._renderer.passing
+        state = {k: v for k, v in self._state(snapshot).items() if k not in passing}
+        return state, self._renderer.cells(snapshot)
 
-    def _pressed(self, _widget: Any, content: Any, _buffers: Any) -> None:
-        asked = content.get("press") if isinstance(content, dict) else None
-        for name, label in self._renderer.actions(self._thing.snapshot()):
-            if name == asked:
-                self._say(f"{label}: sent")
-                thread = threading.Thread(
-                    target=self._act, args=(name, label), name="qnb-press", daemon=True
-                )
-                thread.start()
-
-    def _act(self, name: str, label: str) -> None:
-        try:
-            getattr(self._thing, name)().result(ANSWER)
-        except Exception as error:  # noqa: BLE001 - nobody else would show it
-            self._say(html.clip(f"{label}: {type(error).__name__}: {error}", html.ERROR_CHARS))
-        else:
-            self._say(f"{label}: done")
-
-    def _say(self, said: str) -> None:
-        self._said = said
-        self.mark()
+    def _traits(self, snapshot: S) -> tuple[dict[str, Any], tuple[object, ...]]:
+        """What the widget is to hold, and what of it is news."""
+        news = self._news(snapshot)
+        traits: dict[str, Any] = {"state": {**self._state(snapshot), "at": now_ms()}}
+        cells = self._renderer.cells(snapshot)
+        if cells is not None and cells != self._cells_sent:
+            traits["cells"], self._cells_sent = zlib.compress(cells, 1), cells
+        return traits, news
 
     def _send(self, snapshot: S) -> Sent:
-        traits, news = self._traits(snapshot)
-        if news == self._last:
+        if self._news(snapshot) == self._last:
             return Sent(0)
+        traits, news = self._traits(snapshot)
         with self._widget.hold_sync():  # one message for all traits
             for name, value in traits.items():
                 setattr(self._widget, name, value)
@@ -227,13 +288,13 @@ class View(Generic[S]):
             mime: {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id},
         }
 
-    def _card_bundle(self, snapshot: S, *, final: bool = False) -> dict[str, Any]:
+    def _card_bundle(self, snapshot: S, finished: bool, *, bare: bool) -> dict[str, Any]:
         card = self._renderer.card(snapshot)
-        self._card_last, self._card_due = self._last, time.monotonic() + CARD_PERIOD
-        return {
-            "text/plain": self._renderer.text(snapshot),
-            "text/html": card if final else html.provisional(card, self._ident, now_ms()),
-        }
+        period = CARD_PERIOD if self.audience.seen else UNSEEN_PERIOD
+        self._card_last, self._card_due = self._news(snapshot), time.monotonic() + period
+        if not bare:
+            card = html.beneath(card, self._ident[:12], None if finished else now_ms())
+        return {"text/plain": self._renderer.text(snapshot), "text/html": card}
 
     def _output(self, part: str, bundle: dict[str, Any], *, update: bool = True) -> None:
         from IPython.display import publish_display_data
@@ -241,79 +302,91 @@ class View(Generic[S]):
         transient = {"display_id": f"qnb-{part}-{self._ident}"}
         publish_display_data(bundle, {}, transient=transient, update=update)  # type: ignore[no-untyped-call]
 
+    # -- what pages say ------------------------------------------------------------------------
+    # Front ends differ in the thread that this arrives on; none of them may be kept waiting.
 
-class Publisher:
-    """One daemon thread that publishes marked views, in turn, at a bounded rate."""
+    def _hear(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        if not isinstance(content, dict):
+            return
+        if "see" in content:
+            self._see(content)
+        elif "press" in content:
+            self._press(content)
+        elif "ask" in content:
+            self._answers.ask(content)
+        elif "drop" in content:
+            self._answers.drop(str(content["drop"]))
 
-    def __init__(
-        self, *, period: float = VIEW_PERIOD, messages_per_second: float = MESSAGES_PER_SECOND
-    ) -> None:
-        self._period = period
-        self._pause = 1 / messages_per_second
-        self._changed = threading.Condition()
-        self._marked: dict[View[Any], None] = {}  # in the order of their marks: nobody starves
-        self._busy: View[Any] | None = None
-        self._thread: threading.Thread | None = None
+    def _see(self, content: dict[str, Any]) -> None:
+        before, heard = self.audience.seen, self.audience.heard
+        if self.audience.hear(content):
+            self._answers.only(str(content.get("page", "")))
+        seen = self.audience.seen
+        self._answers.rest(not seen)
+        if seen and not before:
+            self.watch(True)
+        elif not seen and self._renderer.costly and not _cells.busy:
+            self.watch(False)
+        if seen and (not before or not heard):
+            self._publisher.hasten(self)
+        if self.over:
+            _forget(self)
 
-    def mark(self, view: View[Any]) -> None:
-        """Publish ``view`` soon: at once if it has been quiet, else when its turn comes."""
-        with self._changed:
-            self._marked.setdefault(view)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="qnb-views", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+    def _press(self, content: dict[str, Any]) -> None:
+        for name, label in self._renderer.actions(self._thing.snapshot()):
+            if name == content["press"]:
+                self._say(f"{label}: sent")
+                arguments = name, label, content.get("value")
+                thread = threading.Thread(
+                    target=self._act, args=arguments, name="qnb-press", daemon=True
+                )
+                thread.start()
 
-    def settle(self, views: list[View[Any]], timeout: float = SETTLE) -> bool:
-        """Publish these now and wait for it; false if ``timeout`` seconds were not enough."""
-        with self._changed:
-            for view in views:
-                view.due = 0.0
-        for view in views:
-            self.mark(view)
-        with self._changed:
-            return self._changed.wait_for(
-                lambda: not any(view in self._marked or view is self._busy for view in views),
-                timeout,
-            )
+    def _act(self, name: str, label: str, value: Any) -> None:
+        try:
+            self._renderer.act(self._thing, name, value).result(ANSWER)
+        except Exception as error:  # noqa: BLE001 - nobody else would show it
+            self._say(html.clip(f"{label}: {type(error).__name__}: {error}", html.ERROR_CHARS))
+        else:
+            self._say(f"{label}: done")
 
-    def _run(self) -> None:
-        while True:
-            view = self._take()
-            sent = view.publish()
-            with self._changed:
-                self._busy = None
-                view.due = time.monotonic() + max(self._period, sent.nbytes / BYTES_PER_SECOND)
-                self._changed.notify_all()
-            time.sleep(sent.messages * self._pause)  # the cap on all views together
+    def _say(self, said: str) -> None:
+        self._said = said
+        self.mark()
 
-    def _take(self) -> View[Any]:
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                for view in self._marked:
-                    if view.due <= now:
-                        del self._marked[view]
-                        self._busy = view
-                        return view
-                next_due = min((view.due for view in self._marked), default=None)
-                self._changed.wait(None if next_due is None else next_due - now)
+    def _answer(self, asked: dict[str, Any]) -> Answer:
+        return self._renderer.answer(self._thing, asked)
 
 
 # -- this process's views ----------------------------------------------------------------------
 
 _publisher = Publisher()
+_cells = Cells()
 _views: dict[int, View[Any]] = {}  # by id(thing), which the view keeps alive
+_numbers: dict[str, int] = {}  # how many views a thing has had, by its key
 _views_lock = threading.Lock()
 
 
 def _view_of(renderer: LiveRenderer[S], thing: Watched[S]) -> View[S]:
     with _views_lock:
         if id(thing) not in _views:
-            if not _views:
-                _settle_after_each_cell()
-            _views[id(thing)] = View(renderer, thing, _publisher)
+            if not _numbers:
+                _hear_of_cells()
+            key = f"{type(renderer).__name__} {renderer.key(thing)}"
+            _numbers[key] = number = _numbers.get(key, 0) + 1
+            # The same in the next kernel, so that a notebook that is run again is the same file.
+            ident = hashlib.blake2b(f"{key} {number}".encode(), digest_size=16).hexdigest()
+            _views[id(thing)] = View(renderer, thing, _publisher, ident)
         return _views[id(thing)]
+
+
+def _forget(view: View[Any]) -> None:
+    """Its cell was run again or deleted, and the thing has ended."""
+    with _views_lock:
+        for at, known in list(_views.items()):
+            if known is view:
+                del _views[at]
+    view.watch(False)
 
 
 def _in_kernel() -> bool:
@@ -323,8 +396,8 @@ def _in_kernel() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def _settle_after_each_cell() -> None:
-    """Let what has ended be shown as such before the cell is reported as done.
+def _hear_of_cells() -> None:
+    """Know when cells run, and show what has ended before a cell is reported as done.
 
     Whoever executes a notebook to save it stops to listen when its last cell is done.
     """
@@ -332,11 +405,25 @@ def _settle_after_each_cell() -> None:
 
     shell = get_ipython()
     if shell is not None:
-        shell.events.register("post_run_cell", _settle)
+        shell.events.register("pre_run_cell", _cell_began)
+        shell.events.register("post_run_cell", _cell_ended)
 
 
-def _settle(*_: object) -> None:
+def _all() -> list[View[Any]]:
     with _views_lock:
-        late = [view for view in _views.values() if not view.settled]
-    if late:
+        return list(_views.values())
+
+
+def _cell_began(*_: object) -> None:
+    _cells.began()
+    for view in _all():
+        view.cell_began()
+
+
+def _cell_ended(*_: object) -> None:
+    _cells.ended()
+    views = _all()
+    for view in views:
+        view.cell_ended()
+    if late := [view for view in views if not view.settled]:
         _publisher.settle(late)

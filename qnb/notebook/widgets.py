@@ -1,4 +1,4 @@
-"""The widgets that live views are made of: one model a thing, two traits, no logic.
+"""The widgets that live views are made of: one model a thing, few traits, no logic.
 
 The only file that imports anywidget; it is imported when the first view is shown.
 """
@@ -15,16 +15,22 @@ __all__ = ["JobWidget", "SweepWidget", "ViewWidget"]
 _STATIC = Path(__file__).parent / "static"
 
 
-def _script(name: str) -> str:
+def _read(*names: str) -> str:
+    return "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in names)
+
+
+def _script(*names: str) -> str:
     # a widget's script is one module, so what the views share is put in front of each
-    parts = ("view.js", name)
-    return "\n".join((_STATIC / part).read_text(encoding="utf-8") for part in parts)
+    return _read("view.js", *names)
+
+
+def _style(*names: str) -> str:
+    return _read("view.css", *names)
 
 
 class ViewWidget(anywidget.AnyWidget):
     """What every view has: the words to show, and the class of the static card it stands for."""
 
-    _css = _STATIC / "view.css"
     state = traitlets.Dict().tag(sync=True)
     card = traitlets.Unicode().tag(sync=True)
 
@@ -33,10 +39,12 @@ class JobWidget(ViewWidget):
     """One job."""
 
     _esm = _script("job.js")
+    _css = _style("job.css")
 
 
 class SweepWidget(ViewWidget):
-    """One sweep of any size: a byte a job."""
+    """One sweep of any size: a byte a job, deflated."""
 
     _esm = _script("sweep.js")
+    _css = _style("sweep.css")
     cells = traitlets.Bytes().tag(sync=True)

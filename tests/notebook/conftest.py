@@ -14,6 +14,8 @@ import pytest
 from comm.base_comm import BaseComm
 
 from qnb.notebook import live
+from qnb.notebook.audience import Cells
+from qnb.notebook.publisher import Publisher
 from tests.notebook.kernels import Kernels
 
 
@@ -62,7 +64,9 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Channel]:
     monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     monkeypatch.setattr(IPython.display, "publish_display_data", publish)
     monkeypatch.setattr(live, "_views", {})
-    monkeypatch.setattr(live, "_publisher", live.Publisher())
+    monkeypatch.setattr(live, "_numbers", {})
+    monkeypatch.setattr(live, "_cells", Cells())
+    monkeypatch.setattr(live, "_publisher", Publisher())
     yield sent
     # what still waits must not be published into the next test's channel
     live._publisher.settle(list(live._views.values()))

@@ -116,7 +116,7 @@ def _jobs(text: str) -> list[JobRecord]:
 def test_hostile_text_is_only_ever_text(text: str) -> None:
     cards = [sweep_card.sweep_card(_sweep(text)), *map(job_card.job_card, _jobs(text))]
     plain = []
-    for card in [*cards, *(html.provisional(card, "0a1b", 0) for card in cards)]:
+    for card in [*cards, *(html.beneath(card, "0a1b", 0) for card in cards)]:
         found = _Markup(card)
         assert set(found.tags) <= TAGS
         assert found.attributes <= ATTRIBUTES

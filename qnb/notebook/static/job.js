@@ -1,6 +1,6 @@
 // A job: its facts, its progress if it reports any, the error it ended with.
 
-function render(context) {
+function build() {
   const bar = progressBar("progress");
   const facts = element("div", "qnb-facts");
   const message = element("div", "qnb-note");
@@ -25,7 +25,9 @@ function render(context) {
     return state.ticking ? ticking(state.elapsed + age(state)) : duration(state.elapsed);
   };
 
-  return frame(context, { kind: "job", draw, tick, parts: [bar.node, facts, message, error, traceback] });
+  return { draw, tick, parts: [bar.node, facts, message, error, traceback] };
 }
+
+const render = (context) => frame(context, "job", build);
 
 export default { initialize, render };

@@ -51,8 +51,7 @@ function drawCells(canvas, cells, colours) {
   });
 }
 
-function render(context) {
-  const { model } = context;
+function build(model) {
   const bar = progressBar("finished jobs");
   const counts = element("div", "qnb-counts");
   const canvas = element("canvas", "");
@@ -79,8 +78,7 @@ function render(context) {
     }
     counts.replaceChildren(...items);
 
-    const cells = model.get("cells");
-    drawCells(canvas, new Uint8Array(cells.buffer, cells.byteOffset, cells.byteLength), palette(map));
+    inflate(model.get("cells")).then((found) => drawCells(canvas, found, palette(map)));
 
     const groups = state.errors.map(([message, n]) =>
       element("li", "", element("b", "", `${number(n)} ×`), " ", element("code", "", message)));
@@ -109,7 +107,9 @@ function render(context) {
     return parts.join(" · ");
   };
 
-  return frame(context, { kind: "sweep", draw, tick, parts: [bar.node, counts, map, errors, note] });
+  return { draw, tick, parts: [bar.node, counts, map, errors, note] };
 }
+
+const render = (context) => frame(context, "sweep", () => build(context.model));
 
 export default { initialize, render };

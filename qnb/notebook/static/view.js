@@ -52,21 +52,131 @@ function age(state) {
   return (performance.now() - received.get(state)) / 1000;
 }
 
-// The frame of every view: title, chip, times, a place for a problem, a polite voice.
-function frame({ model, el }, { kind, draw, parts, tick }) {
+// What the kernel deflated.
+async function inflate(view) {
+  const stream = new Blob([view]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function button(label, onclick) {
+  const node = element("button", "qnb-button", label);
+  node.type = "button";
+  node.addEventListener("click", onclick);
+  return node;
+}
+
+const PAGE = crypto.randomUUID?.() ?? String(Math.random()); // this page, as the kernel knows it
+const PATIENCE = 1500; // ms, then the reader is told what it is waiting for
+const BUSY = "the kernel is busy: it hears this when its cell has ended";
+
+// What a view says to the kernel. `said` is where the reader is told that it was sent.
+function talker({ model }, said) {
+  const name = `${PAGE}/${Math.random()}`;
+  const waiting = new Map(); // id → what to do with an answer
+  let count = 0, late = 0;
+
+  const send = (content) => {
+    try {
+      model.send(content);
+    } catch {
+      setText(said, "no kernel: run the cell again");
+    }
+  };
+  const sending = (text) => {
+    setText(said, text);
+    clearTimeout(late);
+    late = setTimeout(() => {
+      if (said.textContent === text) setText(said, `${text}; ${BUSY}`);
+    }, PATIENCE);
+  };
+  const hear = (content, buffers) => {
+    const heard = waiting.get(content?.answer);
+    if (heard) heard(content, buffers ?? []);
+  };
+  model.on("msg:custom", hear);
+
+  const question = (kind, params, follow, heard) => {
+    const id = `${name}/${++count}`;
+    const slow = setTimeout(() => { if (!said.textContent) setText(said, BUSY); }, PATIENCE);
+    waiting.set(id, (content, buffers) => {
+      clearTimeout(slow);
+      if (said.textContent === BUSY) setText(said, "");
+      if (!follow) waiting.delete(id);
+      heard({ ...content, buffers });
+    });
+    send({ ...params, ask: kind, id, follow, page: PAGE });
+    return () => {
+      clearTimeout(slow);
+      if (waiting.delete(id)) send({ drop: id });
+    };
+  };
+
+  return {
+    // One answer; it rejects with what went wrong.
+    ask: (kind, params = {}) => new Promise((resolve, reject) => {
+      question(kind, params, false, (answer) => {
+        if (answer.error) reject(new Error(answer.error));
+        else resolve(answer);
+      });
+    }),
+    // An answer now and whenever the thing has changed; returns what ends that. An answer may be
+    // an `error`.
+    follow: (kind, params, onAnswer) => question(kind, params, true, onAnswer),
+    press: (action, label, value = null) => {
+      sending(`${label}: sent`);
+      send({ press: action, value });
+    },
+    see: (is) => send({ see: name, page: PAGE, is }),
+    heard: () => clearTimeout(late),
+    close: () => {
+      clearTimeout(late);
+      model.off("msg:custom", hear);
+      for (const id of waiting.keys()) send({ drop: id });
+      waiting.clear();
+      send({ see: name, page: PAGE, is: null });
+    },
+  };
+}
+
+// Calls back with whether `node` is in sight: on the screen, in a page that is not hidden.
+function watchSight(node, changed) {
+  let near = true, last = null;
+  const tell = () => {
+    const is = near && !document.hidden;
+    if (is !== last) changed(last = is);
+  };
+  const seen = new IntersectionObserver((entries) => {
+    near = entries[entries.length - 1].isIntersecting;
+    tell();
+  }, { rootMargin: "200px" });
+  seen.observe(node);
+  document.addEventListener("visibilitychange", tell);
+  return () => {
+    seen.disconnect();
+    document.removeEventListener("visibilitychange", tell);
+  };
+}
+
+// The frame of every view: title, chip, times, buttons, a place for a problem, a polite voice.
+// `build(talk)` gives the view's own { draw, tick, parts, own }: what to do with a state, what to say
+// of its times, its nodes, and the actions that it draws itself.
+function frame({ model, el }, kind, build) {
   const sign = element("span", "qnb-sign");
   const word = element("span", "qnb-word");
   const chip = element("span", "qnb-chip", sign, word);
   const name = element("strong", "qnb-name");
   const id = element("code", "qnb-id");
   const time = element("span", "qnb-time");
-  const buttons = element("div", "qnb-buttons");
   const said = element("span", "qnb-said");
+  const buttons = element("div", "qnb-buttons", said);
   const problem = element("div", "qnb-problem");
   const voice = element("div", "qnb-voice");
   voice.setAttribute("role", "status");
   voice.setAttribute("aria-live", "polite");
   sign.setAttribute("aria-hidden", "true");
+
+  const talk = talker({ model }, said);
+  const { draw, tick, parts, own = [], close = () => {} } = build(talk);
   const root = element("section", "qnb-view",
     element("header", "qnb-head", chip, name, id, time), ...parts, buttons, problem, voice);
   root.setAttribute("role", "group");
@@ -78,7 +188,7 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
   rule.textContent = `${card}, .jp-OutputArea-child:has(${card}) { display: none !important; }`;
   el.append(root, rule);
 
-  let raf = 0, spoken = "", spokenAt = -Infinity;
+  let raf = 0, spoken = "", spokenAt = -Infinity, inSight = true, saidByKernel = "";
   const say = (state, text) => { // at a change of state, else at most every 20 s
     const now = performance.now();
     if (state === spoken && now - spokenAt < 20000) return;
@@ -89,29 +199,29 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
   // A button stays the same node while it is there, so that it keeps the keyboard's focus.
   const pressed = new Map();
   const drawButtons = (state) => {
-    const actions = state.actions ?? [];
+    const actions = (state.actions ?? []).filter(([action]) => !own.includes(action));
     for (const [action, label] of actions) {
       if (pressed.has(action)) continue;
-      const button = element("button", "qnb-button", label);
-      button.type = "button";
-      button.addEventListener("click", () => {
-        setText(said, `${label}: sent`);
+      pressed.set(action, button(label, () => {
         voice.textContent = `${label}: sent`;
-        model.send({ press: action });
-      });
-      pressed.set(action, button);
+        talk.press(action, label);
+      }));
     }
     const wanted = actions.map(([action]) => pressed.get(action));
-    for (const [action, button] of pressed) {
-      if (!wanted.includes(button)) { button.remove(); pressed.delete(action); }
+    for (const [action, node] of pressed) {
+      if (!wanted.includes(node)) { node.remove(); pressed.delete(action); }
     }
-    wanted.forEach((button, i) => {
-      if (buttons.children[i] !== button) buttons.insertBefore(button, buttons.children[i] ?? null);
+    wanted.forEach((node, i) => {
+      if (buttons.children[i] !== node) buttons.insertBefore(node, buttons.children[i] ?? null);
     });
-    if (said.parentNode !== buttons) buttons.append(said);
-    setText(said, state.said ?? "");
-    buttons.hidden = wanted.length === 0 && !state.said;
+    if ((state.said ?? "") !== saidByKernel) {
+      saidByKernel = state.said ?? "";
+      talk.heard();
+      setText(said, saidByKernel);
+      voice.textContent = saidByKernel;
+    }
   };
+  setText(said, "");
   const drawTime = () => setText(time, tick(model.get("state")));
   const paint = () => {
     raf = 0;
@@ -127,7 +237,12 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
     drawTime();
     say(state.word, `${state.name}: ${draw(state) || state.word}`);
   };
-  const schedule = () => { raf ||= requestAnimationFrame(paint); };
+  const schedule = () => { if (inSight) raf ||= requestAnimationFrame(paint); };
+  const unwatch = watchSight(el, (is) => {
+    inSight = is;
+    talk.see(is);
+    schedule();
+  });
   // When the kernel restarts, its end of the view is gone: leave the page to the card. A message is
   // proof of life.
   const present = (is) => {
@@ -135,24 +250,27 @@ function frame({ model, el }, { kind, draw, parts, tick }) {
     rule.disabled = !is;
   };
   const alive = () => present(true), lost = () => present(false);
-  model.on("change:state", schedule);
-  model.on("change:cells", schedule);
-  model.on("change:state", alive);
-  model.on("comm_live_update", lost);
+  const listeners = [
+    ["change:state", schedule], ["change:cells", schedule],
+    ["change:state", alive], ["comm_live_update", lost],
+  ];
+  for (const [event, heard] of listeners) model.on(event, heard);
   const resized = new ResizeObserver(schedule);
   resized.observe(root);
   const clock = setInterval(() => {
-    if (model.get("state").ticking && !document.hidden) drawTime();
+    if (model.get("state").ticking && inSight) drawTime();
   }, 500);
+  const breath = setInterval(() => { if (inSight) talk.see(true); }, 30000);
   paint();
   return () => {
     clearInterval(clock);
+    clearInterval(breath);
     cancelAnimationFrame(raf);
     resized.disconnect();
-    model.off("change:state", schedule);
-    model.off("change:cells", schedule);
-    model.off("change:state", alive);
-    model.off("comm_live_update", lost);
+    unwatch();
+    for (const [event, heard] of listeners) model.off(event, heard);
+    close();
+    talk.close();
   };
 }
 
