@@ -295,9 +295,14 @@ class Client:
         link = await self.link()
         return await link.reads.put(task_id)
 
-    async def status(self, task_id: str) -> JobState:
+    async def glance(self, task_id: str) -> JobRecord | None:
+        """What is known of a job, without its call and result."""
         await self._sent(task_id)
         [record] = await (await self.link()).store.records([task_id])
+        return record
+
+    async def status(self, task_id: str) -> JobState:
+        record = await self.glance(task_id)
         return record.status if record else JobState.NOT_FOUND
 
     async def info(self, task_id: str) -> TaskInfo | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
@@ -13,7 +14,9 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from qnb import bridge
 from qnb.client import Client
 from qnb.clock import seconds
+from qnb.closeup import Closeup
 from qnb.display import Displayed
+from qnb.errors import QnbError
 from qnb.models import UNFINISHED, JobRecord, JobState, TaskInfo, TaskResult
 from qnb.reading import value_of
 from qnb.running.context import Reporter, Running, running_as
@@ -24,8 +27,9 @@ __all__ = ["Job"]
 
 R = TypeVar("R")
 
-#: seconds between two looks at a job that is shown live
+#: seconds between two looks at a job that is shown live, at most and at least
 LOOK = 1.0
+REST = 0.2
 
 #: seconds between two looks at a log that is followed
 FOLLOW = 0.25
@@ -39,13 +43,14 @@ class Job(Displayed, Generic[R]):
     notebook cell it is shown live.
     """
 
-    __slots__ = ("__weakref__", "_client", "_seen", "_watchers", "id")
+    __slots__ = ("__weakref__", "_client", "_feed", "_seen", "_watchers", "id")
 
     def __init__(self, client: Client, task_id: str, seen: JobRecord | None = None) -> None:
         self.id = task_id
         self._client = client
         self._seen = seen or JobRecord(task_id, "", "", JobState.QUEUED, 0)  # not looked at yet
         self._watchers: list[Callable[[], None]] = []
+        self._feed: Future[None] | None = None  # what tells the watchers
 
     # -- asking (coroutines) -------------------------------------------------------------------
 
@@ -100,8 +105,15 @@ class Job(Displayed, Generic[R]):
             raise TimeoutError(
                 f"job {self.id!r} has not ended within {limit:g} s; it goes on"
             ) from None
-        self._seen = record or replace(self._seen, status=JobState.NOT_FOUND)
+        self._see(record)
         return record
+
+    def _see(self, record: JobRecord | None) -> None:
+        """Know what was read of it, and keep what is known beside that."""
+        near = {"arguments": self._seen.arguments, "log": self._seen.log}
+        self._seen = (
+            replace(record, **near) if record else replace(self._seen, status=JobState.NOT_FOUND)
+        )
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -121,7 +133,14 @@ class Job(Displayed, Generic[R]):
         The answer is false if it is unknown or has not ended.
         """
         turn = self._client.turn(self.id)
-        return bridge.Command(self._client.rerun(self.id, turn), f"retry of job {self.id!r}")
+
+        async def again() -> bool:
+            runs = await self._client.rerun(self.id, turn)
+            if runs and self._watchers:
+                self._tell_watchers()
+            return runs
+
+        return bridge.Command(again(), f"retry of job {self.id!r}")
 
     # -- what it printed, what it did ----------------------------------------------------------
 
@@ -181,47 +200,62 @@ class Job(Displayed, Generic[R]):
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have ``changed`` called on qnb's I/O thread whenever :meth:`snapshot` may have changed.
 
-        Until the job has ended; call the answer to stop before.
+        Until the job has ended, and again when it is retried here; call the answer to stop.
         """
         self._watchers.append(changed)
-        feed: Future[None] | None = None
-        if len(self._watchers) == 1:
-            feed = bridge.spawn(self._follow())
+        self._tell_watchers()
 
         def end() -> None:
             if changed in self._watchers:
                 self._watchers.remove(changed)
-            if feed is not None and not self._watchers:
-                feed.cancel()
+            if self._feed is not None and not self._watchers:
+                self._feed.cancel()
 
         return end
 
+    def look(self, timeout: float = LOOK) -> None:
+        """Read what :meth:`snapshot` shows beside the state: arguments, the end of the output.
+
+        Without an answer within ``timeout`` seconds it stays as it was.
+        """
+
+        async def look() -> None:
+            async with asyncio.timeout(timeout):
+                self._seen = await Closeup(self._client, self.id).look() or self._seen
+
+        with contextlib.suppress(TimeoutError, QnbError):
+            bridge.run(look())
+
+    def _tell_watchers(self) -> None:
+        if self._feed is None or self._feed.done():
+            self._feed = bridge.spawn(self._follow())
+
     async def _follow(self) -> None:
         link = await self._client.link()
-        news = asyncio.Event()
+        closeup, news = Closeup(self._client, self.id), asyncio.Event()
 
         def heard(notice: Notice) -> None:
-            self._seen = notice.record or replace(
+            seen = notice.record or replace(
                 self._seen, status=notice.status, report=notice.report or self._seen.report
             )
+            self._seen = closeup.dressed(seen)
             news.set()
 
         end = link.watch(self.id, heard)
         try:
             await link.listen()
-            while True:
-                record = await self._client.record(self.id)
+            while self._watchers:
+                record = await closeup.look()
                 self._seen = record or replace(self._seen, status=JobState.NOT_FOUND)
                 for changed in tuple(self._watchers):
                     changed()
                 if self._seen.status not in UNFINISHED:
                     return
                 news.clear()
-                try:
-                    async with asyncio.timeout(LOOK):
+                await asyncio.sleep(REST)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK - REST):
                         await news.wait()
-                except TimeoutError:
-                    pass
         finally:
             end()
 

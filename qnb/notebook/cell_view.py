@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from qnb import bridge, display
 from qnb.clock import seconds
+from qnb.closeup import Closeup
 from qnb.job import Job
-from qnb.models import FINAL, JobRecord
+from qnb.models import FINAL, UNFINISHED, JobRecord
 from qnb.notebook import html
 from qnb.notebook.background import KINDS, Bundle, outputs
 from qnb.notebook.job_view import JobRenderer
@@ -24,27 +25,24 @@ R = TypeVar("R")
 #: bytes of a value that is fetched to show what is kept beside it; above, it has to be asked for
 MOST_FETCHED = 20_000_000
 
-LOG_CHARS = 4_000  #: of the end of what the cell printed
 TEXT_CHARS = 2_000  #: of one output, as text
 
 
 @dataclass(frozen=True, slots=True)
 class CellRecord(JobRecord):
-    """A job with what its cell has shown and printed, once that is known."""
+    """A job with what its cell has shown, once that is known."""
 
     shown: tuple[Bundle, ...] | None = None
-    log: str = ""
 
 
 class CellJob(Job[R]):
     """The job of a cell: a :class:`~qnb.Job` that also shows what the cell displayed."""
 
-    __slots__ = ("_log", "_shown")
+    __slots__ = ("_shown",)
 
     def __init__(self, job: Job[R]) -> None:
         super().__init__(job._client, job.id, job.snapshot())
         self._shown: tuple[Bundle, ...] | None = None
-        self._log = ""
 
     def get(self, timeout: float | timedelta | None = None) -> R:
         self.wait(timeout)
@@ -58,18 +56,20 @@ class CellJob(Job[R]):
     def snapshot(self) -> CellRecord:
         seen = super().snapshot()
         facts = {field.name: getattr(seen, field.name) for field in fields(JobRecord)}
-        return CellRecord(**facts, shown=self._shown, log=self._log)
+        return CellRecord(**facts, shown=self._shown)
 
     async def _follow(self) -> None:
+        if self._seen.status in UNFINISHED:
+            self._shown = None
         await super()._follow()
         await self._read()
 
     async def _read(self) -> None:
-        """Fetch what it has shown and printed; it has ended."""
+        """Fetch what it has shown; it has ended."""
+        self._seen = await Closeup(self._client, self.id).look() or self._seen
         record = await self._client.record(self.id)
         if self._shown is None and record is not None and record.outcome is not None:
-            self._log, *_ = await self._client.log(self.id, 0)
-            self._seen, self._shown = record, await asyncio.to_thread(self._unpack, record)
+            self._shown = await asyncio.to_thread(self._unpack, record)
         elif record is None:
             self._shown = ()
         for changed in tuple(self._watchers):
@@ -90,15 +90,13 @@ class CellJob(Job[R]):
 
 
 class CellRenderer(JobRenderer):
-    """A job, below it what its cell has printed and shown."""
+    """A job, below it what its cell has shown."""
 
     def finished(self, snapshot: JobRecord) -> bool:
         return snapshot.status in FINAL and _cell(snapshot).shown is not None
 
     def card(self, snapshot: JobRecord) -> str:
-        cell = _cell(snapshot)
-        log = [_pre(html.tidy(cell.log[-LOG_CHARS:]))] if cell.log else []
-        return "".join([super().card(snapshot), *log, *map(_markup, cell.shown or ())])
+        return "".join([super().card(snapshot), *map(_markup, _cell(snapshot).shown or ())])
 
     def text(self, snapshot: JobRecord) -> str:
         plain = (_text(bundle.get("text/plain", "")) for bundle in _cell(snapshot).shown or ())

@@ -31,6 +31,7 @@ __all__ = [
     "facts",
     "head",
     "one_line",
+    "pre",
     "progress",
     "sign",
     "size",
@@ -169,6 +170,16 @@ def progress(value: float, most: float, label: str) -> str:
 def facts(facts: Sequence[str]) -> str:
     """A muted line of facts, each escaped already."""
     return div(" &nbsp;·&nbsp; ".join(facts), f"margin-top:4px;{MUTED}")
+
+
+def pre(text: str, style: str = "") -> str:
+    """Text with its line ends, in the fixed font."""
+    if not text:
+        return ""
+    return (
+        f'<pre style="margin:4px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;{MONO};{style}">'
+        f"{escape(text)}</pre>"
+    )
 
 
 def error(text: str) -> str:

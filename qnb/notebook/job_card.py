@@ -5,8 +5,22 @@ from __future__ import annotations
 from qnb.models import JobRecord, JobState
 from qnb.notebook import html
 
-__all__ = ["frames", "job_card", "job_text", "job_word", "job_words"]
+__all__ = [
+    "ARGUMENTS_CHARS",
+    "frames",
+    "job_card",
+    "job_said",
+    "job_text",
+    "job_word",
+    "job_words",
+    "reproduce",
+]
 
+ARGUMENTS_CHARS = 400
+_LOG = (
+    "max-height:16em;overflow:auto;padding:4px 8px;border-radius:4px;"
+    "background-color:rgba(128,128,128,.12)"
+)
 TRACEBACK_CHARS = 4_000  #: of the end of a traceback
 
 
@@ -32,6 +46,25 @@ def job_words(record: JobRecord) -> list[str]:
             else []
         ),
     ]
+
+
+def job_said(record: JobRecord) -> str:
+    """What the body last said of itself, while it runs."""
+    report = record.report
+    if record.outcome is not None or report is None:
+        return ""
+    metrics = [f"{name} {_figure(value)}" for name, value in report.metrics.items()]
+    words = [*([report.message] if report.message else []), *metrics]
+    return html.clip(" · ".join(words), html.ERROR_CHARS)
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def reproduce(record: JobRecord) -> str:
+    """The line that runs the job's very call in the notebook."""
+    return f"app.job({html.clip(record.task_id, 200)!r}).reproduce()"
 
 
 def frames(traceback: str) -> str:
@@ -63,19 +96,14 @@ def job_card(record: JobRecord, elapsed: float | None = None) -> str:
     parts = [html.head(job_word(record), record.fn_name, record.task_id, length)]
     if outcome is None and record.progress is not None:
         parts.append(html.progress(record.progress, 1, f"{record.progress:.0%}"))
+    if record.arguments:
+        parts.append(html.pre(html.clip(record.arguments, ARGUMENTS_CHARS), html.MUTED))
     parts.append(html.facts([html.escape(word) for word in job_words(record)]))
-    if outcome is None and record.message:
-        parts.append(html.div(html.escape(html.clip(record.message, html.ERROR_CHARS))))
+    if said := job_said(record):
+        parts.append(html.div(html.escape(said)))
     if failure:
         parts.append(html.error(html.clip(f"{failure.type}: {failure.message}", 1_000)))
-        parts.append(_frames(frames(failure.traceback)))
+        parts.append(html.pre(frames(failure.traceback), f"padding-left:11px;{html.MUTED}"))
+    if record.log:
+        parts.append(html.pre(record.log, _LOG))
     return html.div("".join(parts), html.CARD)
-
-
-def _frames(text: str) -> str:
-    if not text:
-        return ""
-    return (
-        f'<pre style="margin:4px 0 0;padding:0 0 0 11px;white-space:pre-wrap;'
-        f'overflow-wrap:anywhere;{html.MUTED};{html.MONO}">{html.escape(text)}</pre>'
-    )

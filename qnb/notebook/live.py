@@ -28,7 +28,7 @@ from qnb.notebook.answers import Answer, Answers
 from qnb.notebook.audience import Audience, Cells
 from qnb.notebook.publisher import Publisher, Sent
 
-__all__ = ["Answer", "LiveRenderer", "View", "Watched"]
+__all__ = ["Answer", "LiveRenderer", "View", "Watched", "in_kernel"]
 
 CARD_PERIOD = 5.0  #: seconds between two renewals of a static card
 UNSEEN_PERIOD = 30.0  #: the same of a view that nobody sees
@@ -110,7 +110,7 @@ class LiveRenderer(ABC, Generic[S]):
 
     def show(self, thing: Watched[S]) -> bool:
         """Display ``thing`` live; false where it has ended or there is no front end to show it."""
-        if not _in_kernel():
+        if not in_kernel():
             return False
         snapshot = thing.snapshot()
         if self.finished(snapshot) and not self.lasting(snapshot):
@@ -152,10 +152,10 @@ class View(Generic[S]):
     def settled(self) -> bool:
         """False while the thing has ended and its displays do not say so yet."""
         snapshot = self._thing.snapshot()
-        return not self._renderer.finished(snapshot) or self._shows == (
-            self._stays(snapshot, finished=True),
-            True,
-        )
+        if not self._renderer.finished(snapshot):
+            return True
+        shows = self._stays(snapshot, finished=True), True
+        return self._shows == shows and self._card_last == self._news(snapshot)
 
     @property
     def over(self) -> bool:
@@ -235,7 +235,9 @@ class View(Generic[S]):
                 self._output("live", self._live_bundle() if stays else {})
                 messages += 1
             self._shows = shows
-        elif self._card_last != self._news(snapshot) and time.monotonic() >= self._card_due:
+        elif self._card_last != self._news(snapshot) and (
+            finished or time.monotonic() >= self._card_due
+        ):
             bundle = self._card_bundle(snapshot, finished, bare=not stays)
             self._output("card", bundle)
             messages, nbytes = messages + 1, nbytes + len(bundle["text/html"])
@@ -389,7 +391,7 @@ def _forget(view: View[Any]) -> None:
     view.watch(False)
 
 
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
     """True in a Jupyter kernel; a terminal's IPython has nothing that could show a view."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None

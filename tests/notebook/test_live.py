@@ -43,6 +43,9 @@ class _Thing:
         self.callback = callback
         return lambda: None
 
+    def look(self) -> None:
+        """All is known of it."""
+
     def become(self, state: Any) -> None:
         self.state = state
         assert self.callback is not None
