@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from qnb.display import duration, tidy
 
 __all__ = [
-    "CARD",
     "ERROR_CHARS",
     "GLYPHS",
     "MONO",
     "MUTED",
     "TONES",
     "beneath",
+    "card",
     "clip",
     "div",
     "duration",
@@ -119,12 +119,17 @@ def one_line(text: str) -> str:
 
 MUTED = "opacity:.72"
 MONO = "font-family:var(--jp-code-font-family,monospace);font-size:.92em"
-CARD = (
+_CARD = (
     "box-sizing:border-box;max-width:680px;margin:2px 0;padding:10px 12px;border-radius:6px;"
     "border:1px solid rgba(128,128,128,.4);line-height:1.45;"
     "font-family:var(--jp-ui-font-family,system-ui,sans-serif);"
     "font-size:var(--jp-ui-font-size1,13px);text-align:left"
 )
+
+
+def card(content: str) -> str:
+    """The frame of a card. A ``$`` in it is money, not mathematics: its classes say so to MathJax."""
+    return f'<div class="tex2jax_ignore mathjax_ignore" style="{_CARD}">{content}</div>'
 
 
 def div(content: str, style: str = "margin-top:6px") -> str:
@@ -190,8 +195,8 @@ def error(text: str) -> str:
     )
 
 
-def beneath(card: str, ident: str, at_ms: int | None) -> str:
-    """``card`` as it stands below a live view, in case that the kernel ends before the page does.
+def beneath(shown: str, ident: str, at_ms: int | None) -> str:
+    """``shown``, a card, as it stands below a live view, in case that the kernel ends before the page does.
 
     The live view hides it by its class. In a file whose kernel is gone the front end says "model
     not found" in the live view's place; the rule hides that output as long as no view is in it.
@@ -204,5 +209,5 @@ def beneath(card: str, ident: str, at_ms: int | None) -> str:
         since = div(f"Last known state, {at}. Run the cell again to follow it.", MUTED)
     return (
         f"<style>{child}:has(+ {child} .qnb-card-{ident}):not(:has(.qnb-view))"
-        f'{{display:none}}</style><div class="qnb-card-{ident}">{card}{since}</div>'
+        f'{{display:none}}</style><div class="qnb-card-{ident}">{shown}{since}</div>'
     )

@@ -106,4 +106,4 @@ def job_card(record: JobRecord, elapsed: float | None = None) -> str:
         parts.append(html.pre(frames(failure.traceback), f"padding-left:11px;{html.MUTED}"))
     if record.log:
         parts.append(html.pre(record.log, _LOG))
-    return html.div("".join(parts), html.CARD)
+    return html.card("".join(parts))

@@ -61,12 +61,11 @@ def sweep_card(snapshot: SweepSnapshot) -> str:
         )
     note = html.clip(snapshot.note, html.ERROR_CHARS)
     title = html.head(sweep_word(snapshot), snapshot.name, snapshot.fn_name, length)
-    return html.div(
+    return html.card(
         title
         + html.progress(ended, snapshot.total, label)
         + html.div(" &nbsp; ".join([html.escape(label), *words]), "margin-top:4px")
         + picture(snapshot.cells, ", ".join(f"{n:,} {word}" for word, n in counts.items() if n))
         + "".join(groups)
-        + html.div(html.escape(note), f"margin-top:6px;{html.MUTED}"),
-        html.CARD,
+        + html.div(html.escape(note), f"margin-top:6px;{html.MUTED}")
     )
