@@ -137,6 +137,7 @@ class View(Generic[S]):
         self._card_last: tuple[object, ...] | None = None
         self._card_due = 0.0
         self._shows: tuple[bool, bool] | None = None  # is the widget there, has the thing ended
+        self._by_page = False  # was it displayed by a cell that a page ran?
         self._said = ""  # what became of the button that was pressed last
         traits, self._last = self._traits(thing.snapshot())
         self._widget = renderer.widget()(model_id=ident, card=ident[:12], **traits)
@@ -204,6 +205,7 @@ class View(Generic[S]):
             self._output("live", self._live_bundle(), update=False)
             self._output("card", self._card_bundle(snapshot, finished, bare=False), update=False)
             self._shows = (True, finished)
+            self._by_page = self._by_page or _run_by_page()
         self.watch(True)
         self.mark()
 
@@ -218,8 +220,9 @@ class View(Generic[S]):
                 return self._show_problem(error)
 
     def _stays(self, snapshot: S, *, finished: bool) -> bool:
-        """Is the widget to be there? What executes a notebook to save it never speaks."""
-        return not finished or (self.audience.heard and self._renderer.lasting(snapshot))
+        """Is the widget to be there? Not for what only executes a notebook to save it."""
+        has_page = self.audience.heard or self._by_page
+        return not finished or (has_page and self._renderer.lasting(snapshot))
 
     def _publish(self, snapshot: S) -> Sent:
         finished = self._renderer.finished(snapshot)
@@ -396,6 +399,17 @@ def in_kernel() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
+
+
+def _run_by_page() -> bool:
+    """Was the cell that runs sent by a page? Only pages say which of their cells it is."""
+    from IPython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    try:
+        return "cellId" in kernel.get_parent()["metadata"]  # type: ignore[union-attr]
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _hear_of_cells() -> None:
