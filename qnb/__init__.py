@@ -154,6 +154,8 @@ __all__ = [
 
 display.register("Job", "qnb.notebook.job_view:renderer")
 display.register("Sweep", "qnb.notebook.sweep_view:renderer")
+display.register("Pool", "qnb.notebook.pool_view:renderer")
+display.register("App", "qnb.notebook.app_view:renderer")
 
 
 def __getattr__(name: str) -> Any:

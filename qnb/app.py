@@ -13,7 +13,8 @@ from qnb.display import Displayed
 from qnb.errors import InvalidOption, QnbError
 from qnb.inline import InlineRun
 from qnb.job import Job
-from qnb.models import ErrorContext, JobState, TaskInfo, TaskResult
+from qnb.lookout import Lookout
+from qnb.models import ErrorContext, JobState, QueueSnapshot, TaskInfo, TaskResult
 from qnb.options import AppOptions, FrameOptions, TaskOptions, check_takes, check_task_id, hint
 from qnb.pool import Pool
 from qnb.registry import Cron, Registry, State, check_task_name, serving
@@ -49,7 +50,7 @@ class App(Displayed):
     'urgent'
     """
 
-    __slots__ = ("__weakref__", "_client", "_run", "burst", "registry")
+    __slots__ = ("__weakref__", "_client", "_lookout", "_run", "burst", "registry")
 
     burst: bool  #: end :meth:`run` when the lanes are empty; delayed jobs stay for another worker
 
@@ -68,6 +69,7 @@ class App(Displayed):
     def _set_up(self, client: Client, registry: Registry) -> None:
         self.registry = registry
         self._client = client
+        self._lookout = Lookout.of(client)
         self.burst = False
         self._run: InlineRun | None = None
 
@@ -368,6 +370,16 @@ class App(Displayed):
             return await (await self._client.link()).store.workers()
 
         return tables.workers_frame(bridge.run(read()))
+
+    # -- showing -------------------------------------------------------------------------------
+
+    def snapshot(self) -> QueueSnapshot:
+        """The last that was seen of the queue; no I/O."""
+        return self._lookout.snapshot()
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """As :meth:`Pool.watch <qnb.Pool.watch>`."""
+        return self._lookout.watch(changed)
 
     # -- other libraries -----------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 from qnb.clock import seconds
 from qnb.errors import QnbError
 
-__all__ = ["Command", "apart", "arrived", "loop", "owe", "run", "spawn"]
+__all__ = ["Command", "apart", "arrived", "loop", "owe", "run", "running", "spawn"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,11 @@ def loop() -> asyncio.AbstractEventLoop:
                 atexit.register(_close)
             _loop, _pid = fresh, os.getpid()
         return _loop
+
+
+def running() -> asyncio.AbstractEventLoop | None:
+    """The I/O thread's loop, if there is one; none is started for it."""
+    return _loop
 
 
 def spawn(coroutine: Coroutine[Any, Any, T]) -> Future[T]:

@@ -126,8 +126,15 @@ class Client:
     def codec(self) -> Codec:
         """The codec of this queue; its key is read when first needed."""
         if self._codec is None:
-            self._codec = Codec.of(self.options, self._url or os.environ.get("QNB_REDIS_URL"))
+            self._codec = self._codec_of(self.options)
         return self._codec
+
+    def sparing_codec(self, most: int) -> Codec:
+        """The same, but it reads no value of more than ``most`` bytes, wherever they are."""
+        return self._codec_of(replace(self.options, max_payload=most))
+
+    def _codec_of(self, options: AppOptions) -> Codec:
+        return Codec.of(options, self._url or os.environ.get("QNB_REDIS_URL"))
 
     @property
     def channel(self) -> str:
@@ -153,6 +160,11 @@ class Client:
                 await link.bind(self)
         await link.store.open()
         return link
+
+    @property
+    def is_closed(self) -> bool:
+        """Was it closed on the running loop?"""
+        return asyncio.get_running_loop() in self._closed
 
     async def close(self) -> None:
         """Close the running loop's link, for good. Jobs go on."""

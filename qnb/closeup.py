@@ -10,16 +10,17 @@ from reprlib import Repr
 from typing import Any
 
 from qnb.client import Client
-from qnb.errors import QnbError
+from qnb.errors import PayloadTooLarge
 from qnb.models import JobRecord
 from qnb.reading import call_of
 
-__all__ = ["Closeup", "arguments", "tail"]
+__all__ = ["Closeup", "arguments", "brief", "tail"]
 
 LINES = 200  #: of the end of the output
 CHARS = 4_000  #: the same, at most
 KEPT = 16_000  #: characters that are kept of it, before it is made readable
 INLINE = 256 * 1024  #: most bytes of a call that is read only to be shown
+LARGE = f"… (more than {INLINE:,} bytes)"
 
 # what colours a terminal, moves its cursor, names its window or is a link there
 _TERMINAL = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b]{0,500}(?:\x07|\x1b\\\\)?)")
@@ -45,10 +46,11 @@ def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     >>> arguments((3, "x" * 100), {"tol": 1e-3})
     "3, 'xxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxx', tol=0.001"
     """
-    return ", ".join([*map(_text, args), *(f"{name}={_text(kwargs[name])}" for name in kwargs)])
+    return ", ".join([*map(brief, args), *(f"{name}={brief(kwargs[name])}" for name in kwargs)])
 
 
-def _text(value: object) -> str:
+def brief(value: object) -> str:
+    """A value in a line, cut; whatever its own ``repr`` does."""
     try:
         return " ".join(_brief.repr(value).split())
     except Exception as error:  # noqa: BLE001 - a user's __repr__ may raise anything
@@ -85,18 +87,17 @@ class Closeup:
 
     async def _read_call(self) -> str:
         store = (await self._client.link()).store
-        if (nbytes := await store.call_nbytes(self._id)) > INLINE:
-            return f"… ({nbytes:,} bytes)"
+        if await store.call_nbytes(self._id) > INLINE:
+            return LARGE
         [record] = await store.records([self._id], call=True)
         if record is None:
             return ""
-        try:
-            return await asyncio.to_thread(self._read, record)
-        except QnbError:
-            return "… (they cannot be read here)"
+        return await asyncio.to_thread(self._read, record)
 
     def _read(self, record: JobRecord) -> str:
         try:
-            return arguments(*call_of(self._client.codec, record))
+            return arguments(*call_of(self._client.sparing_codec(INLINE), record))
+        except PayloadTooLarge:  # what is stored is small: it is deflated, or in the blob store
+            return LARGE
         except Exception as error:  # noqa: BLE001 - unpickling runs the user's own code
             return f"… ({type(error).__name__} when they were read here)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -16,7 +17,7 @@ from qnb.client import Client
 from qnb.clock import seconds
 from qnb.closeup import Closeup
 from qnb.display import Displayed
-from qnb.errors import QnbError
+from qnb.errors import BrokerError, QnbError
 from qnb.models import UNFINISHED, JobRecord, JobState, TaskInfo, TaskResult
 from qnb.reading import value_of
 from qnb.running.context import Reporter, Running, running_as
@@ -27,12 +28,16 @@ __all__ = ["Job"]
 
 R = TypeVar("R")
 
-#: seconds between two looks at a job that is shown live, at most and at least
-LOOK = 1.0
+#: seconds between two looks at a job that is shown live, at least
 REST = 0.2
+#: the same, at most: of one that runs, as nothing else tells of its output, and of one that waits
+LOOK = 1.0
+WAIT = 10.0
 
 #: seconds between two looks at a log that is followed
 FOLLOW = 0.25
+
+_watching = threading.Lock()  # one for all: it is held for a moment only
 
 
 class Job(Displayed, Generic[R]):
@@ -110,9 +115,11 @@ class Job(Displayed, Generic[R]):
 
     def _see(self, record: JobRecord | None) -> None:
         """Know what was read of it, and keep what is known beside that."""
-        near = {"arguments": self._seen.arguments, "log": self._seen.log}
+        seen = self._seen
         self._seen = (
-            replace(record, **near) if record else replace(self._seen, status=JobState.NOT_FOUND)
+            replace(record, arguments=seen.arguments, log=seen.log)
+            if record
+            else replace(seen, status=JobState.NOT_FOUND)
         )
 
     # -- commands ------------------------------------------------------------------------------
@@ -136,8 +143,8 @@ class Job(Displayed, Generic[R]):
 
         async def again() -> bool:
             runs = await self._client.rerun(self.id, turn)
-            if runs and self._watchers:
-                self._tell_watchers()
+            if runs:  # what still tells of the run before may be about to end
+                self._tell_watchers(anew=True)
             return runs
 
         return bridge.Command(again(), f"retry of job {self.id!r}")
@@ -200,18 +207,20 @@ class Job(Displayed, Generic[R]):
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have ``changed`` called on qnb's I/O thread whenever :meth:`snapshot` may have changed.
 
-        Until the job has ended, and again when it is retried here; call the answer to stop.
+        Until the job has ended, and again when it is retried here. Call the answer to stop; both
+        from any thread.
         """
-        self._watchers.append(changed)
+        with _watching:
+            self._watchers.append(changed)
         self._tell_watchers()
+        return lambda: self._unwatch(changed)
 
-        def end() -> None:
+    def _unwatch(self, changed: Callable[[], None]) -> None:
+        with _watching:
             if changed in self._watchers:
                 self._watchers.remove(changed)
             if self._feed is not None and not self._watchers:
                 self._feed.cancel()
-
-        return end
 
     def look(self, timeout: float = LOOK) -> None:
         """Read what :meth:`snapshot` shows beside the state: arguments, the end of the output.
@@ -226,11 +235,29 @@ class Job(Displayed, Generic[R]):
         with contextlib.suppress(TimeoutError, QnbError):
             bridge.run(look())
 
-    def _tell_watchers(self) -> None:
-        if self._feed is None or self._feed.done():
-            self._feed = bridge.spawn(self._follow())
+    def _tell_watchers(self, *, anew: bool = False) -> None:
+        with _watching:
+            if anew and self._feed is not None:
+                self._feed.cancel()
+            if self._watchers and (self._feed is None or self._feed.done()):
+                self._feed = bridge.spawn(self._follow())
 
     async def _follow(self) -> None:
+        while self._watchers:
+            try:
+                return await self._hear_of_it()
+            except BrokerError as error:
+                if type(error) is not BrokerError or self._client.is_closed:
+                    raise
+            self._seen = replace(self._seen, note="reconnecting")
+            self._tell()
+            await asyncio.sleep(LOOK)
+
+    def _tell(self) -> None:
+        for changed in tuple(self._watchers):
+            changed()
+
+    async def _hear_of_it(self) -> None:
         link = await self._client.link()
         closeup, news = Closeup(self._client, self.id), asyncio.Event()
 
@@ -247,15 +274,15 @@ class Job(Displayed, Generic[R]):
             while self._watchers:
                 record = await closeup.look()
                 self._seen = record or replace(self._seen, status=JobState.NOT_FOUND)
-                for changed in tuple(self._watchers):
-                    changed()
+                self._tell()
                 if self._seen.status not in UNFINISHED:
                     return
-                news.clear()
-                await asyncio.sleep(REST)
+                most = LOOK if self._seen.status is JobState.RUNNING else WAIT
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK - REST):
+                    async with asyncio.timeout(most):
+                        await asyncio.sleep(REST)
                         await news.wait()
+                news.clear()
         finally:
             end()
 

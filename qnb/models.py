@@ -17,6 +17,7 @@ __all__ = [
     "UNFINISHED",
     "Ending",
     "ErrorContext",
+    "FailedJob",
     "Failure",
     "Frame",
     "JobRecord",
@@ -24,12 +25,16 @@ __all__ = [
     "JobState",
     "Outcome",
     "Policy",
+    "PoolSnapshot",
+    "QueueSnapshot",
     "Report",
+    "RunningJob",
     "SweepInfo",
     "SweepSnapshot",
     "TaskContext",
     "TaskInfo",
     "TaskResult",
+    "WorkerInfo",
 ]
 
 
@@ -253,6 +258,9 @@ class JobRecord:
     spec: JobSpec | None = field(default=None, repr=False)
     outcome: Outcome | None = None  #: of a finished job; without its ``result`` unless asked for
     call: bytes = field(default=b"", repr=False)  #: the signed arguments, if asked for
+    arguments: str | None = field(default=None, repr=False)  #: as text, if asked for
+    log: str = field(default="", repr=False)  #: the end of its output as text, if asked for
+    note: str = field(default="", repr=False)  #: what the reader should know: "reconnecting"
 
     @property
     def progress(self) -> float | None:
@@ -282,6 +290,7 @@ class SweepInfo:
     cached: int = 0  #: jobs whose result is that of another sweep's or call's
     finish: int | None = None  #: epoch ms of its last job's end, if all have ended
     state: Literal["running", "paused", "stopped", "finished", "incomplete"] = "running"
+    estimated: bool = False  #: are ``counts`` those of a sample, scaled up?
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +310,8 @@ class SweepSnapshot:
     eta_high: float | None = None  #: and this
     rate: float | None = None  #: jobs a second, of late
     state: str = "running"  #: as that of a :class:`SweepInfo`
+    slots: int = 0  #: of the workers that serve it
+    examples: Mapping[str, list[int]] = field(default_factory=dict)  #: error → some places
 
     @property
     def counts(self) -> dict[str, int]:
@@ -309,3 +320,91 @@ class SweepSnapshot:
     @property
     def finished(self) -> bool:
         return self.whole and self.cells.count(0) + self.cells.count(1) == 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """What one slot of a worker is busy with."""
+
+    task_id: str
+    fn_name: str
+    start: int  #: epoch ms
+
+
+@dataclass(frozen=True, slots=True)
+class FailedJob:
+    """A job that has ended badly, of late."""
+
+    task_id: str
+    fn_name: str
+    finish: int  #: epoch ms
+    text: str  #: the error's ``repr``, cut
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker, by what it last said of itself."""
+
+    id: str
+    host: str
+    pid: int
+    slots: int
+    running: int
+    done: int  #: jobs that have ended on it, since it was started
+    started: int  #: epoch ms
+    at: int  #: when it said so, epoch ms
+    load: float | None = None  #: of its machine, over a minute
+    memory: int | None = None  #: bytes, with all processes that it has started
+    lanes: tuple[str, ...] = ()
+    pool: bool = False  #: was it started from a notebook?
+    leaving: bool = False  #: it finishes its jobs and takes no more
+    silent: bool = False  #: it should have said something since
+    jobs: tuple[RunningJob, ...] = ()  #: what it runs, the first few
+    failed: tuple[FailedJob, ...] = field(default=(), repr=False)  #: on it, the last few
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """The workers of one queue on this machine; the last that was seen of them."""
+
+    queue: str
+    host: str
+    at: int = 0  #: when somebody looked, epoch ms by the server's clock; 0: nobody has yet
+    state: Literal["looking", "serving", "idle", "starting", "leaving", "stopped"] = "looking"
+    workers: tuple[WorkerInfo, ...] = ()
+    slots: int = 0  #: of those that stay
+    wanted: int | None = None  #: slots, while their number is being changed
+    most: int = 1  #: slots that a view offers
+    note: str = ""  #: what the reader should know: "reconnecting"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSnapshot:
+    """A queue at a glance; the last that was seen of it."""
+
+    queue: str
+    at: int = 0  #: when somebody looked, epoch ms by the server's clock; 0: nobody has yet
+    lanes: Mapping[str, int] = field(default_factory=dict)  #: jobs that wait, lowest lane first
+    delayed: int = 0
+    workers: tuple[WorkerInfo, ...] = ()
+    more_workers: int = 0  #: that are not among ``workers``
+    sweeps: tuple[SweepInfo, ...] = ()  #: the newest few, the newest first
+    more_sweeps: int = 0
+    failures: tuple[FailedJob, ...] = ()  #: the last few that were seen, the newest first
+    rates: tuple[float | None, ...] = ()  #: jobs ended per second, in steps; None: nobody looked
+    step: float = 5.0  #: seconds
+    since: int = 0  #: when the first step of ``rates`` began, epoch ms
+    rate: float | None = None  #: jobs ended per second, of late
+    note: str = ""  #: what the reader should know: "reconnecting"
+
+    @property
+    def running(self) -> int:
+        return sum(worker.running for worker in self.workers)
+
+    @property
+    def slots(self) -> int:
+        return sum(worker.slots for worker in self.workers if not worker.leaving)
+
+    @property
+    def waiting(self) -> int:
+        return sum(self.lanes.values())

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -23,10 +23,12 @@ from qnb import bridge
 from qnb.client import Client
 from qnb.display import Displayed
 from qnb.errors import LONGEST_MS, InvalidOption, QnbError
+from qnb.lookout import Lookout
+from qnb.models import PoolSnapshot, WorkerInfo
 from qnb.options import byte_size
 from qnb.registry import Registry
 
-__all__ = ["OPTIONS_VARIABLE", "Pool", "linger_seconds"]
+__all__ = ["OPTIONS_VARIABLE", "Pool", "linger_seconds", "most_slots"]
 
 #: set where a pool tells its workers the app's options on their standard input
 OPTIONS_VARIABLE = "QNB_POOL_OPTIONS"
@@ -34,6 +36,8 @@ OPTIONS_VARIABLE = "QNB_POOL_OPTIONS"
 #: seconds for workers to come up, and to go
 START = 30.0
 STOP = 30.0
+
+State = Literal["looking", "serving", "idle", "starting", "leaving", "stopped"]
 
 _UNITS = {"s": 1, "min": 60, "h": 3600}
 _started: list[subprocess.Popen[bytes]] = []  # kept, so that their ends are collected
@@ -67,6 +71,7 @@ class Pool(Displayed):
     def __init__(self, client: Client, registry: Registry) -> None:
         self._client = client
         self._registry = registry
+        self._lookout = Lookout.of(client)
 
     @property
     def slots(self) -> int:
@@ -90,7 +95,7 @@ class Pool(Displayed):
             raise InvalidOption(f"n={n!r}: expected a number of worker slots ≥ 1, or 'auto'")
         idle = linger_seconds(linger)
         most = None if max_memory is None else byte_size("max_memory", max_memory)
-        with self._turn() as logs:
+        with self._turn() as logs, self._wanting(n):
             workers = self._serving()
             have = sum(int(says["slots"]) for says in workers.values())
             leaving = []
@@ -110,6 +115,41 @@ class Pool(Displayed):
             workers = self._workers()
             _stop([int(says["pid"]) for says in _staying(workers).values()])
             self._gone([int(says["pid"]) for says in workers.values()])
+
+    # -- showing -------------------------------------------------------------------------------
+
+    def snapshot(self) -> PoolSnapshot:
+        """The last that was seen of the local workers; no I/O."""
+        seen, here = self._lookout.snapshot(), socket.gethostname()
+        lanes = set(self._client.options.priorities)
+        workers = tuple(
+            worker for worker in seen.workers
+            if worker.pool and worker.host == here and lanes <= set(worker.lanes)
+            and _lives(worker.pid)
+        )  # fmt: skip
+        slots, wanted = sum(w.slots for w in workers if not w.leaving), self._lookout.wanted
+        return PoolSnapshot(
+            seen.queue, here, seen.at, _state(seen.at, workers, slots, wanted), workers, slots,
+            wanted, most_slots(), seen.note,
+        )  # fmt: skip
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Look once a second, and have ``changed`` called, on qnb's I/O thread, after each look.
+
+        Call the answer to stop.
+        """
+        return self._lookout.watch(changed, whole=False)
+
+    @contextlib.contextmanager
+    def _wanting(self, slots: int) -> Iterator[None]:
+        """Have views say what is on its way."""
+        try:
+            self._lookout.wanted = slots
+            self._lookout.tell()
+            yield
+        finally:
+            self._lookout.wanted = None
+            self._lookout.tell()
 
     def __enter__(self) -> Pool:
         return self
@@ -218,6 +258,23 @@ class Pool(Displayed):
             bridge.run(wait())
         except TimeoutError:
             raise QnbError(f"the workers of {self!r} {else_} (waited {limit:g} s)") from None
+
+
+def most_slots() -> int:
+    """How many slots a view offers."""
+    return 4 * (os.cpu_count() or 1)
+
+
+def _state(at: int, workers: Sequence[WorkerInfo], slots: int, wanted: int | None) -> State:
+    if wanted is not None and slots < wanted:
+        return "starting"
+    if not at:
+        return "looking"
+    if not workers:
+        return "stopped"
+    if all(worker.leaving for worker in workers):
+        return "leaving"
+    return "serving" if any(worker.running for worker in workers) else "idle"
 
 
 def _staying(workers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

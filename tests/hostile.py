@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+
 __all__ = ["ARTFUL", "CORPUS", "FAMILIES", "one_line"]
 
 RUN = "window.pwned=1"
@@ -288,6 +290,7 @@ _DIRECTIONS = [
     "\u0627\u0644\u0639 123",
 ]
 _LONG = [
+    "x" * 1_000_000,
     "x" * 20_000,
     "<" * 5_000,
     "<b>" * 3_000,
@@ -342,6 +345,11 @@ class _Tagged:
     _repr_html_ = None
 
 
+class _Vast:
+    def __repr__(self) -> str:
+        return "<b>" * 1_000_000
+
+
 def _deep() -> list[object]:
     inner: list[object] = []
     for _ in range(900):
@@ -354,7 +362,9 @@ ARTFUL: dict[str, object] = {
     "raises": _Raising(),
     "tagged": _Tagged(),
     "deep": _deep(),
-    "huge": 10**4_000,
+    "huge": 10**5_000,  # Python itself refuses to write it
+    "vast": _Vast(),
+    "numpy": np.array(["<script>window.pwned=1</script>", "\x1b[31m"]),
     "keys": {"<script>window.pwned=1</script>": "<img src=x onerror=window.pwned=1>"},
     "bytes": b"<script>\x00\xff",
 }

@@ -16,6 +16,7 @@ __all__ = [
     "Missing",
     "booleans",
     "category",
+    "encodable",
     "fractions",
     "instants",
     "integers",
@@ -49,6 +50,8 @@ _NAT: Final = np.iinfo(np.int64).min  # numpy's "not a time"
 
 
 def category(values: Sequence[str | None], order: Sequence[str] | None = None) -> Column:
+    if not _encodable(values):
+        values = [None if v is None else encodable(v) for v in values]
     names = sorted({v for v in values if v is not None}) if order is None else order
     code: dict[str | None, int] = {name: place for place, name in enumerate(names)}
     code[None] = -1
@@ -77,10 +80,14 @@ def fractions(values: Sequence[float | None]) -> Column:
 
 
 def strings(values: Sequence[str | None]) -> Column:
-    if not _encodable(values):  # a lone surrogate, as in the name of a file that is not UTF-8
-        encoded = [None if v is None else v.encode("utf-8", "backslashreplace") for v in values]
-        values = [None if v is None else v.decode() for v in encoded]
+    if not _encodable(values):
+        values = [None if v is None else encodable(v) for v in values]
     return pd.array(values, dtype="string")
+
+
+def encodable(text: str) -> str:
+    """``text`` with what UTF-8 cannot say, as in the name of a file that is not, spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _encodable(values: Iterable[str | None]) -> bool:

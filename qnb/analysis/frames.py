@@ -22,6 +22,7 @@ from qnb.analysis.columns import (
     Column,
     booleans,
     category,
+    encodable,
     fractions,
     instants,
     integers,
@@ -37,7 +38,14 @@ from qnb.errors import InvalidOption
 from qnb.models import Ending, JobState
 from qnb.storage.rows import Row
 
-__all__ = ["DataFrame", "Params", "jobs_frame", "points_frame", "sweep_frame"]
+__all__ = [
+    "DataFrame",
+    "Params",
+    "jobs_frame",
+    "points_frame",
+    "result_fields",
+    "sweep_frame",
+]
 
 DataFrame: TypeAlias = pd.DataFrame
 
@@ -112,7 +120,7 @@ def sweep_frame(
     """
     _check_lengths(name, len(rows), [("values", values), *points.items()])
     parameters = {key: natural(column) for key, column in points.items()}
-    fields_ = _transposed(map(_result_fields, values), len(rows))
+    fields_ = _transposed(map(result_fields, values), len(rows))
     results: dict[str, Column] = {}
     for key, column in (fields_ or {"value": [MISSING] * len(rows)}).items():
         # a renamed field must not take the name of a field that follows it
@@ -233,7 +241,8 @@ def _transposed(rows: Iterable[Mapping[Any, object]], count: int) -> dict[Any, l
     """Rows turned into columns, as first seen; ``MISSING`` where a row has no such key."""
     columns: dict[Any, list[object]] = {}
     for place, row in enumerate(rows):
-        for key, value in row.items():
+        for name, value in row.items():
+            key = encodable(name) if isinstance(name, str) else name
             column = columns.get(key)
             if column is None:
                 column = columns[key] = [MISSING] * count
@@ -251,7 +260,7 @@ def _parameters(calls: Sequence[Call | None]) -> dict[str, list[object]]:
     }
 
 
-def _result_fields(value: object) -> Mapping[str, object]:
+def result_fields(value: object) -> Mapping[str, object]:
     """A result by field; one without (named) fields is the field ``value``."""
     if value is MISSING:
         return {}

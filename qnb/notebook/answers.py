@@ -35,7 +35,8 @@ class _Question:
 class Answers:
     """One at a time, on a thread that is there while there are questions.
 
-    A question that *stands* is answered again when the thing has changed, until it is dropped.
+    A question that *stands* is answered again when the thing has changed, until it is dropped; and
+    when the answer had ``more``, a word that is not sent, as there is more to say of the same.
     """
 
     def __init__(
@@ -105,10 +106,13 @@ class Answers:
                 words, buffers = self._answer(dict(question.asked))
             except Exception as error:  # noqa: BLE001 - whoever asked is told
                 words, buffers = {"error": html.clip(f"{error}" or type(error).__name__, 500)}, []
+            if words.pop("more", False):
+                question.fresh = True
             took, nbytes = time.monotonic() - began, sum(map(len, buffers))
             with contextlib.suppress(Exception):  # the channel may be gone, and nobody there
                 self._send({**words, "answer": ident}, buffers)
-            wait = max(PERIOD, took / SHARE, nbytes / BYTES_PER_SECOND)
+            slow = 0.0 if question.fresh else took / SHARE  # it was said that there is more
+            wait = max(PERIOD, slow, nbytes / BYTES_PER_SECOND)
             question.due = time.monotonic() + wait
 
     def _take(self) -> tuple[str, _Question] | None:

@@ -72,8 +72,7 @@ class CellJob(Job[R]):
             self._shown = await asyncio.to_thread(self._unpack, record)
         elif record is None:
             self._shown = ()
-        for changed in tuple(self._watchers):
-            changed()
+        self._tell()
 
     def _unpack(self, record: JobRecord) -> tuple[Bundle, ...]:
         outcome = record.outcome

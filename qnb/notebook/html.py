@@ -128,7 +128,7 @@ _CARD = (
 
 
 def card(content: str) -> str:
-    """The frame of a card. A ``$`` in it is money, not mathematics: its classes say so to MathJax."""
+    """The frame of a card. A ``$`` in it is no mathematics: its classes say so to MathJax."""
     return f'<div class="tex2jax_ignore mathjax_ignore" style="{_CARD}">{content}</div>'
 
 
@@ -177,14 +177,13 @@ def facts(facts: Sequence[str]) -> str:
     return div(" &nbsp;·&nbsp; ".join(facts), f"margin-top:4px;{MUTED}")
 
 
-def pre(text: str, style: str = "") -> str:
-    """Text with its line ends, in the fixed font."""
+def pre(text: str, style: str = "", *, scrolls: bool = False) -> str:
+    """Text with its line ends, in the fixed font; one that ``scrolls`` does so by keyboard too."""
     if not text:
         return ""
-    return (
-        f'<pre style="margin:4px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;{MONO};{style}">'
-        f"{escape(text)}</pre>"
-    )
+    reached = ' tabindex="0"' if scrolls else ""
+    look = f"margin:4px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;{MONO};{style}"
+    return f'<pre{reached} style="{look}">{escape(text)}</pre>'
 
 
 def error(text: str) -> str:
@@ -196,7 +195,7 @@ def error(text: str) -> str:
 
 
 def beneath(shown: str, ident: str, at_ms: int | None) -> str:
-    """``shown``, a card, as it stands below a live view, in case that the kernel ends before the page does.
+    """``shown``, a card, as it stands below a live view, in case that the kernel ends first.
 
     The live view hides it by its class. In a file whose kernel is gone the front end says "model
     not found" in the live view's place; the rule hides that output as long as no view is in it.

@@ -18,6 +18,7 @@ __all__ = [
 
 ARGUMENTS_CHARS = 400
 _LOG = (
+    "display:flex;flex-direction:column-reverse;"  # its end is in view
     "max-height:16em;overflow:auto;padding:4px 8px;border-radius:4px;"
     "background-color:rgba(128,128,128,.12)"
 )
@@ -37,6 +38,7 @@ def job_words(record: JobRecord) -> list[str]:
     tries = outcome.tries if outcome else record.tries
     worker = (outcome.worker if outcome else "") or record.worker
     return [
+        *([record.note] if record.note else []),
         *(["served from an earlier run"] if record.cached else []),
         *([f"{tries} {'try' if tries == 1 else 'tries'}"] if tries else []),
         *([f"on {html.clip(worker, 80)}"] if worker else []),
@@ -105,5 +107,5 @@ def job_card(record: JobRecord, elapsed: float | None = None) -> str:
         parts.append(html.error(html.clip(f"{failure.type}: {failure.message}", 1_000)))
         parts.append(html.pre(frames(failure.traceback), f"padding-left:11px;{html.MUTED}"))
     if record.log:
-        parts.append(html.pre(record.log, _LOG))
+        parts.append(html.pre(record.log, _LOG, scrolls=True))
     return html.card("".join(parts))

@@ -370,13 +370,13 @@ _cells = Cells()
 _views: dict[int, View[Any]] = {}  # by id(thing), which the view keeps alive
 _numbers: dict[str, int] = {}  # how many views a thing has had, by its key
 _views_lock = threading.Lock()
+_shells: dict[str, Any] = {}  # the shell whose cells are heard of
 
 
 def _view_of(renderer: LiveRenderer[S], thing: Watched[S]) -> View[S]:
     with _views_lock:
         if id(thing) not in _views:
-            if not _numbers:
-                _hear_of_cells()
+            _hear_of_cells()
             key = f"{type(renderer).__name__} {renderer.key(thing)}"
             _numbers[key] = number = _numbers.get(key, 0) + 1
             # The same in the next kernel, so that a notebook that is run again is the same file.
@@ -420,7 +420,8 @@ def _hear_of_cells() -> None:
     from IPython import get_ipython
 
     shell = get_ipython()
-    if shell is not None:
+    if shell is not None and _shells.get("heard") is not shell:
+        _shells["heard"] = shell
         shell.events.register("pre_run_cell", _cell_began)
         shell.events.register("post_run_cell", _cell_ended)
 

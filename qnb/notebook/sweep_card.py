@@ -21,11 +21,16 @@ def sweep_word(snapshot: SweepSnapshot) -> str:
     return "queued" if counts["queued"] == len(snapshot.cells) else "running"
 
 
-def sweep_errors(snapshot: SweepSnapshot) -> tuple[list[tuple[str, int]], int]:
-    """The most frequent errors with how many jobs ended so, and how many kinds are left out."""
-    groups = sorted(snapshot.errors.items(), key=lambda group: -group[1])
+def sweep_errors(snapshot: SweepSnapshot) -> tuple[list[tuple[str, int, list[int]]], int]:
+    """The most frequent errors, each with how many jobs ended so and where some of them are; and
+    how many kinds are left out."""
+    groups = sorted(snapshot.errors.items(), key=lambda group: (-group[1], group[0]))
     shown = [
-        (html.clip(html.one_line(text), html.ERROR_CHARS), count)
+        (
+            html.clip(html.one_line(text), html.ERROR_CHARS),
+            count,
+            list(snapshot.examples.get(text, ())),
+        )
         for text, count in groups[:ERROR_GROUPS]
     ]
     return shown, max(0, len(groups) - ERROR_GROUPS)
@@ -54,7 +59,7 @@ def sweep_card(snapshot: SweepSnapshot) -> str:
         if counts[word]
     ]
     shown, left_out = sweep_errors(snapshot)
-    groups = [html.error(f"{count:,} × {text}") for text, count in shown]
+    groups = [html.error(f"{count:,} × {text}") for text, count, _ in shown]
     if left_out:
         groups.append(
             html.div(f"and {left_out:,} more kinds of error", f"margin-top:4px;{html.MUTED}")

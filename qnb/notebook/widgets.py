@@ -10,7 +10,7 @@ from pathlib import Path
 import anywidget
 import traitlets
 
-__all__ = ["JobWidget", "SweepWidget", "ViewWidget"]
+__all__ = ["AppWidget", "JobWidget", "PoolWidget", "SweepWidget", "ViewWidget"]
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -45,6 +45,20 @@ class JobWidget(ViewWidget):
 class SweepWidget(ViewWidget):
     """One sweep of any size: a byte a job, deflated."""
 
-    _esm = _script("sweep.js")
-    _css = _style("sweep.css")
+    _esm = _script("cells.js", "detail.js", "rows.js", "heat.js", "sweep.js")
+    _css = _style("workers.css", "sweep.css")
     cells = traitlets.Bytes().tag(sync=True)
+
+
+class PoolWidget(ViewWidget):
+    """The workers of one queue on this machine."""
+
+    _esm = _script("workers.js", "pool.js")
+    _css = _style("workers.css", "pool.css")
+
+
+class AppWidget(ViewWidget):
+    """One queue."""
+
+    _esm = _script("workers.js", "app.js")
+    _css = _style("workers.css", "app.css")

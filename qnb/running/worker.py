@@ -24,6 +24,7 @@ from qnb.errors import BrokerError
 from qnb.models import Ending, Failure, JobSpec, Outcome
 from qnb.registry import Registry
 from qnb.running.attempt import Attempt, lost_outcome, retry_delay
+from qnb.running.bulletin import Bulletin
 from qnb.running.executors import Executor, SlotDied, SlotLost
 from qnb.running.gatekeeper import Gatekeeper
 from qnb.running.intake import LEAVE, Intake
@@ -78,6 +79,7 @@ class Worker:
         self._leases = Leases(store, f"{self.id}~{self._options.lease_ms}")
         self._timers = Timers(self._leases, registry, codec)
         self._news = Newsroom(self._leases)
+        self._bulletin = Bulletin()
         self._gates = Gatekeeper(store)
         self._intake = Intake(
             self._leases, executor, registry or Registry(), self._gates, burst=burst, linger=linger
@@ -115,6 +117,7 @@ class Worker:
                     "gates": self._gates.run(self._intake.reconsider),
                     "control": self._obey(),
                     "leaving": self._say_leaving(),
+                    "looked at": self._bulletin.answer(self._heartbeat),
                 }
                 loops = [group.create_task(each, name=f"qnb-{name}") for name, each in work.items()]
                 await self._intake.run(partial(self._launch, group), self._reclaim)
@@ -201,6 +204,7 @@ class Worker:
         if outcome is None:  # it was handed back
             return
         self._intake.took(outcome.finish - outcome.start)
+        self._bulletin.outcome(claimed.spec, outcome)
         if outcome.retry_in_ms is not None:
             await self._news.flush([claimed.ref])
             answer = await self._patiently(partial(self._leases.retry, claimed, outcome))
@@ -252,6 +256,7 @@ class Worker:
         finally:
             self._intake.entered(claimed)
             self._running.discard(claimed.ref)
+            self._bulletin.ended(claimed.ref)
 
     async def _run(self, claimed: Claimed, attempt: Attempt) -> Outcome:
         hear, limit = partial(self._news.hear, claimed), claimed.spec.policy.timeout_ms
@@ -261,6 +266,7 @@ class Worker:
             nonlocal start
             start = self._clock.now_ms()
             self._begun.add(claimed.ref)
+            self._bulletin.begun(claimed.ref, claimed.spec, start)
             self._marks.put((claimed, start)).add_done_callback(_retrieved)
             if limit is not None:
                 watch.reschedule(loop.time() + limit / 1000)
@@ -396,6 +402,8 @@ class Worker:
             self._timers.due_at(float(said))
         elif kind == b"g":
             self._gates.wake()
+        elif kind == b"s":
+            self._bulletin.asked.set()
         elif kind == b"a" and any(c.spec.task_id == said for c in self._intake.held.values()):
             again.set()
 
@@ -444,19 +452,18 @@ class Worker:
             await asyncio.to_thread(self._blobs.sweep, longest / 1000)
 
     async def _heartbeat(self) -> None:
+        bulletin = await self._bulletin.says()
         await self._leases.heartbeat(
             self.id,
             {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
                 "slots": self._executor.slots,
                 "lanes": list(self._options.priorities),
                 "running": len(self._running),
                 "done": self._done,
                 "started": self._started,
-                "load": os.getloadavg()[0],
                 "env": self._environment[0] if self._environment else "",
                 "leaving": self._intake.stopped.is_set(),
+                **bulletin,
                 **self._says,
             },
             self._options.lease_ms,

@@ -64,8 +64,8 @@ key                  type   lifetime                     what it holds, who writ
 Times are epoch milliseconds by the server's clock. States are ``q`` queued, ``d`` delayed,
 ``r`` running, ``c`` complete. Two kinds of channel carry news: ``notice:<client>`` of one client's
 jobs, ``control`` to all workers (``a<task id>`` abort, ``w<time>`` something is due then,
-``g<sweep>`` its gate has changed). An entry is named by its id, ``b`` and the id if it is in
-``back``, ``p`` and the member of one that is parked.
+``g<sweep>`` its gate has changed, ``s`` somebody looks: say what you do). An entry is named by its
+id, ``b`` and the id if it is in ``back``, ``p`` and the member of one that is parked.
 """
 
 from __future__ import annotations

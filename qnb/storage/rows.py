@@ -25,7 +25,7 @@ from qnb.storage.records import (
 )
 from qnb.storage.store import Store, skipped
 
-__all__ = ["Row", "find", "look"]
+__all__ = ["Row", "failed", "find", "look"]
 
 #: jobs of one script call: a few milliseconds of the server's time
 PAGE = 500
@@ -134,6 +134,20 @@ async def look(store: Store, task_ids: Sequence[str], results_up_to: int = -1) -
             else:
                 found.append(row or Row(id_))
     return found
+
+
+async def failed(store: Store, among: int, most: int) -> list[Row]:
+    """Of the ``among`` newest jobs the ``most`` that have failed last, the last one first."""
+    listed = await store.server.call("ZREVRANGE", store.keys.jobs, 0, among - 1)
+    keys = [store.keys.job_of(hex_.decode()) for hex_ in listed if is_hex(hex_)]
+    reader = _Reader(store, -1, state=_LETTERS[JobState.COMPLETE], calls=False)
+    found = [
+        row
+        async for _, rows in reader.pages(keys)
+        for row in rows
+        if isinstance(row, Row) and row.failure and row.ending not in (Ending.DONE, Ending.ABORTED)
+    ]
+    return sorted(found, key=lambda row: -(row.finish or 0))[:most]
 
 
 async def _newest(store: Store, wanted: FrameOptions) -> AsyncGenerator[list[str], None]:

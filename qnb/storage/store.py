@@ -254,6 +254,10 @@ class Store:
         hexes = await self.server.call("ZRANGE", self.keys.jobs, 0, -1)
         return [self.keys.job_of(hex_.decode()) for hex_ in hexes if is_hex(hex_)]
 
+    async def call_nbytes(self, task_id: str) -> int:
+        """How many bytes the signed arguments of a job have here."""
+        return int(await self.server.call("HSTRLEN", self.keys.job(task_id), "p"))
+
     async def log(self, record: JobRecord, since: int = 0) -> tuple[str, int]:
         """The output of a job's body from byte ``since`` on, and where it ends now."""
         start, text = await self.server.run(
@@ -276,9 +280,10 @@ class Store:
         waiting, delayed = await self.sizes()
         return sum(waiting.values()) + delayed
 
-    async def workers(self) -> dict[str, dict[str, Any]]:
-        """What each living worker last said of itself."""
-        names = await self.server.call("ZRANGE", self.keys.workers, 0, -1)
+    async def workers(self, most: int = 0) -> dict[str, dict[str, Any]]:
+        """What each living worker last said of itself; with ``most``, those last heard of."""
+        names = await self.server.call("ZREVRANGE", self.keys.workers, 0, most - 1)
+        names.reverse()
         ids = [name.decode("utf-8", "replace") for name in names]
         found = {}
         says = await self.server.read(("GET", self.keys.worker(id_)) for id_ in ids)
@@ -288,6 +293,11 @@ class Store:
                     found[id_] = unpack_worker(said)
                 except Unreadable as error:
                     skipped(f"worker {id_!r}: {error}")
+        return found
+
+    async def count_workers(self) -> int:
+        """How many workers are on the list of all."""
+        found: int = await self.server.call("ZCARD", self.keys.workers)
         return found
 
     async def overview(self) -> dict[str, Any]:

@@ -159,12 +159,16 @@ class Studies:
             raise Unreadable(f"it says that it is sweep {study.name!r}, prefix {study.prefix!r}")
         return study
 
-    async def all(self) -> list[Study]:
-        """Every sweep that can be read, the newest first. Nothing is written."""
-        hexes = [
-            hex_ for hex_ in await self._server.call("ZREVRANGE", self._keys.sweeps, 0, -1)
-            if is_hex(hex_)
-        ]  # fmt: skip
+    async def count(self) -> int:
+        """How many sweeps are on the list of all."""
+        found: int = await self._server.call("ZCARD", self._keys.sweeps)
+        return found
+
+    async def all(self, most: int = 0) -> list[Study]:
+        """Every sweep that can be read, the newest first; or the ``most`` newest of them. Nothing
+        is written."""
+        listed = await self._server.call("ZREVRANGE", self._keys.sweeps, 0, most - 1)
+        hexes = [hex_ for hex_ in listed if is_hex(hex_)]
         keys = [f"{self._keys.prefix}sweep:{hex_.decode()}" for hex_ in hexes]
         rows = await self._server.read(("HMGET", key, *_FIELDS) for key in keys)
         found: list[Study] = []

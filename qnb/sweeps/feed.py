@@ -236,6 +236,15 @@ class Feed:
             if self.stored:
                 log.warning("sweep %r waits: %s", self.study.name, self.unserved)
 
+    def examples(self, most: int = 3) -> dict[str, list[int]]:
+        """The places of the first few jobs with each of the errors, from any thread."""
+        found: dict[str, list[int]] = {}
+        for place, said in sorted(list(self._error_of.items())):  # noqa: C414 - in one step
+            places = found.setdefault(said, [])
+            if len(places) < most:
+                places.append(place)
+        return found
+
     def why(self) -> str:
         """What a wait that has taken too long is told."""
         return self.paused or self.unserved or "it goes on"

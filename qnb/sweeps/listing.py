@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from qnb.client import Client, me
@@ -9,7 +10,10 @@ from qnb.models import CELLS, SweepInfo
 from qnb.storage.gates import Gates
 from qnb.storage.studies import DONE, QUEUED, RUNNING, UNKNOWN, Studies, Study
 
-__all__ = ["forget", "infos"]
+__all__ = ["forget", "infos", "newest"]
+
+#: jobs that are looked at to tell how far the newest sweeps are, all together
+SAMPLE = 500
 
 State = Literal["running", "paused", "stopped", "finished", "incomplete"]
 
@@ -50,6 +54,48 @@ async def _info(studies: Studies, gates: Gates, study: Study) -> SweepInfo:
         finish=finish,
         state=state,
     )
+
+
+async def newest(studies: Studies, most: int) -> list[SweepInfo]:
+    """What the store knows of the newest sweeps, the newest first, at a bounded cost.
+
+    Of large ones that have not ended, a sample of their jobs is counted.
+    """
+    found = await studies.all(most)
+    open_ = [study for study in found if study.end is None and study.jobs]
+    share = SAMPLE // max(1, len(open_))
+    chosen = {study.prefix: _spread(study.jobs, share) for study in open_}
+    ids = [study.id(number) for study in open_ for number in chosen[study.prefix]]
+    cells = iter([cell for cell, *_ in await studies.tally(ids)])
+    return [_glimpse(study, [next(cells) for _ in chosen.get(study.prefix, ())]) for study in found]
+
+
+def _spread(count: int, most: int) -> Sequence[int]:
+    """Up to ``most`` of the numbers below ``count``, evenly spread."""
+    if count <= most:
+        return range(count)
+    return [(2 * at + 1) * count // (2 * most) for at in range(most)]
+
+
+def _glimpse(study: Study, cells: list[int]) -> SweepInfo:
+    if study.end is not None:
+        counts = dict(study.end.counts)
+        state: State = "finished"
+    else:
+        scale = study.jobs / max(1, len(cells))
+        counts = {word: int(cells.count(code) * scale) for code, word in enumerate(CELLS)}
+        counts["queued"] = max(0, study.total - sum(counts.values()) + counts["queued"])
+        state = _state(study)
+        ended = sum(counts[word] for word in CELLS[DONE:])
+        if state == "running" and len(cells) == study.total == ended:
+            state = "finished"
+    return SweepInfo(
+        study.name, study.fn_name, study.lane, study.created, study.total, study.stored, counts,
+        study.end.cached if study.end else 0,
+        study.end.finish or None if study.end else None,
+        state,
+        estimated=study.end is None and len(cells) < study.jobs,
+    )  # fmt: skip
 
 
 def _state(study: Study) -> State:

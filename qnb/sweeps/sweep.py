@@ -412,6 +412,8 @@ class Sweep(Displayed, Sequence[Job[R]]):
             errors=dict(feed.errors.most_common()),
             note=self._note(),
             whole=feed.stored or feed.ended.done(),
+            slots=feed.slots,
+            examples=feed.examples(),
         )
 
     def _note(self) -> str:

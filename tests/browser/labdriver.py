@@ -76,6 +76,7 @@ class LabServer:
                     *("--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={self._token}"),
                     f"--ServerApp.root_dir={self.notebooks}",
                     "--LabApp.expose_app_in_browser=True",
+                    "--JupyterNotebookApp.expose_app_in_browser=True",
                     "--LabApp.extension_manager=readonly",
                 ],
                 cwd=self.notebooks,
@@ -151,8 +152,8 @@ class LabServer:
         }
         (self.notebooks / name).write_text(json.dumps(notebook))
 
-    def url(self, name: str) -> str:
-        return f"{self.address}lab/tree/{name}?reset&token={self._token}"
+    def url(self, name: str, app: str = "lab/tree") -> str:
+        return f"{self.address}{app}/{name}?reset&token={self._token}"
 
 
 _PANEL = "window.jupyterapp.shell.currentWidget"
@@ -172,9 +173,12 @@ class NotebookPage:
         self.offsite.append(route.request.url)
         route.abort()
 
-    def open(self, name: str, *, kernel: bool = True) -> None:
-        """Load the page anew with this notebook; without a kernel it is only shown."""
-        self.page.goto(self.server.url(name), wait_until="domcontentloaded")
+    def open(self, name: str, *, kernel: bool = True, app: str = "lab/tree") -> None:
+        """Load the page anew with this notebook; without a kernel it is only shown.
+
+        ``app="notebooks"`` opens it in Notebook 7 instead of JupyterLab.
+        """
+        self.page.goto(self.server.url(name, app), wait_until="domcontentloaded")
         self._ready(name, kernel)
 
     def open_tab(self, name: str) -> None:

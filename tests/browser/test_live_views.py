@@ -51,8 +51,9 @@ def test_a_view_lives_on_after_its_cell_and_while_another_blocks(open_notebook: 
     _assert_moves(nb, view)
     nb.run(1, wait=False)
     _assert_moves_while_blocked(nb, view)
-    expect(view.locator("progress")).to_be_visible(timeout=15_000)
-    expect(view).to_contain_text("100,000 of 100,000 finished")
+    expect(view.locator(".qnb-word")).to_have_text("finished", timeout=15_000)
+    expect(view.get_by_role("group")).to_contain_text("100,000 of 100,000 finished")
+    expect(view.get_by_role("button", name="Retry failed")).to_be_visible()
     assert nb.errors() == []
     assert nb.offsite == []
 
@@ -65,17 +66,18 @@ def test_the_last_state_outlives_the_kernel(open_notebook: Open) -> None:
     )
     for cell in range(3):
         nb.run(cell)
-    expect(nb.output(0).locator("progress")).to_be_visible()
+    expect(nb.output(0).locator(".qnb-word")).to_have_text("finished")
     expect(nb.output(1)).to_contain_text("ValueError: the step is too large")
     for outputs in nb.save()[:2]:
-        left, card = (output["data"] for output in outputs)
-        assert left == {}
+        live, card = (output["data"] for output in outputs)
+        assert list(live) == ["application/vnd.jupyter.widget-view+json"]
         assert set(card) == {"text/plain", "text/html"}
+        assert "Last known state" not in card["text/html"]
     nb.shutdown_kernel()
     nb.open(nb.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path"))
-    expect(nb.output(0)).to_contain_text("600 of 600 finished")
-    expect(nb.output(1)).to_contain_text("ValueError: the step is too large")
-    assert nb.page.get_by_text("model not found").count() == 0
+    expect(nb.output(0).locator(CARD)).to_contain_text("600 of 600 finished")
+    expect(nb.output(1).locator(CARD)).to_contain_text("ValueError: the step is too large")
+    expect(nb.page.get_by_text("model not found").locator("visible=true")).to_have_count(0)
     assert nb.offsite == []
 
 

@@ -64,7 +64,6 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Channel]:
     monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     monkeypatch.setattr(IPython.display, "publish_display_data", publish)
     monkeypatch.setattr(live, "_views", {})
-    monkeypatch.setattr(live, "_numbers", {})
     monkeypatch.setattr(live, "_cells", Cells())
     monkeypatch.setattr(live, "_publisher", Publisher())
     yield sent

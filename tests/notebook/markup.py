@@ -23,8 +23,8 @@ TAGS = {
     "tr",
     "code",
 }
-ATTRIBUTES = {"alt", "aria-label", "class", "max", "scope", "src", "style", "value"}
-CLASSES = {"tex2jax_ignore", "mathjax_ignore", "qnb-card-0a1b"}
+ATTRIBUTES = {"alt", "aria-label", "class", "max", "scope", "src", "style", "tabindex", "value"}
+CLASSES = {"dataframe", "tex2jax_ignore", "mathjax_ignore", "qnb-card-0a1b"}
 
 # what a terminal or a reader's eye could be led astray by
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

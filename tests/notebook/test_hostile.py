@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from importlib.resources import files
 from typing import Any
 
 import pytest
 
-from qnb import status
+from qnb import App, status
+from qnb.analysis.frames import jobs_frame, sweep_frame
 from qnb.closeup import arguments, tail
+from qnb.errors import QnbError
 from qnb.models import (
     Ending,
     FailedJob,
@@ -25,7 +29,8 @@ from qnb.models import (
     SweepSnapshot,
     WorkerInfo,
 )
-from qnb.notebook import app_view, html, job_view, pool_view, sweep_view
+from qnb.notebook import app_view, cell_view, html, job_view, pool_view, sweep_view
+from qnb.storage.rows import Row
 from tests.hostile import ARTFUL, CORPUS
 from tests.notebook.markup import ATTRIBUTES, TAGS, UNSEEN, Markup
 
@@ -69,6 +74,9 @@ def _drawn(text: str) -> Iterator[tuple[Any, Any]]:
     yield sweep_view.renderer, _sweep(text)
     for record in _jobs(text):
         yield job_view.renderer, record
+    shown = ({"text/plain": text}, {"image/png": b"", "text/plain": text})
+    cell = cell_view.CellRecord(text, "%%qnb", "x", JobState.COMPLETE, 0, shown=shown)
+    yield cell_view.renderer, cell
     yield pool_view.renderer, _pool(text)
     yield app_view.renderer, _queue(text)
 
@@ -85,7 +93,7 @@ def test_hostile_text_is_only_ever_text(text: str) -> None:
             assert not UNSEEN.search(found.text)
         line = renderer.text(snapshot)
         assert not UNSEEN.search(line)
-        assert "\n" not in line
+        assert "\n" not in line or renderer is cell_view.renderer  # what the cell shows follows
         state = json.dumps(renderer.state(snapshot), ensure_ascii=False)  # what travels to the page
         assert not UNSEEN.search("".join(_texts(json.loads(state))))
         assert len(state) < 60_000, "a view stays small, whatever it is given"
@@ -119,6 +127,44 @@ def test_a_terminal_is_told_no_more_than_text(text: str) -> None:
     json.loads(status.as_json(overview, 0))
 
 
+def _named(text: str) -> Iterator[Callable[[], object]]:
+    app = App(queue_name="hostile")
+    task = app.task(len)
+    yield lambda: App(queue_name=text)
+    yield lambda: App(queue_name="hostile", priorities=[text])
+    yield lambda: App(queue_name="hostile").task(len, name=text)
+    yield lambda: task.options(name=text)
+    yield lambda: task.options(priority=text)
+    yield lambda: task.options(task_id=text)
+    yield lambda: app.job(text)
+
+
+@pytest.mark.parametrize("text", CORPUS, ids=range(len(CORPUS)))
+def test_a_name_is_taken_or_refused_in_words_that_are_safe(text: str) -> None:
+    for name in _named(text):
+        try:
+            said = repr(name())
+        except QnbError as error:
+            said = str(error)
+        assert not UNSEEN.search(said)
+
+
+@pytest.mark.parametrize("at", range(0, len(CORPUS), 8))
+def test_a_frame_holds_any_text_and_shows_it_as_text(at: int) -> None:
+    texts = CORPUS[at : at + 8]
+    rows = [
+        Row("id", text, text, 0, "x", JobState.COMPLETE, text, message=text,
+            ending=Ending.FAILED, failure=Failure(text, text, text, text))
+        for text in texts
+    ]  # fmt: skip
+    sweep = sweep_frame("s", {"x": texts}, rows, [{text: text} for text in texts])
+    jobs = jobs_frame(rows, lambda row: ((row.fn_name,), {str(row.fn_name): 1}), params="columns")
+    for frame in (sweep, jobs):
+        found = Markup(frame._repr_html_())  # type: ignore[operator]
+        assert found.tags <= {"div", "style", "table", "thead", "tbody", "tr", "th", "td", "p"}
+        assert found.attributes <= {"border", "class", "scoped", "style"}
+
+
 @pytest.mark.parametrize("name", ARTFUL)
 def test_arguments_that_cannot_be_shown_say_so_in_a_line(name: str) -> None:
     shown = arguments((ARTFUL[name],), {"x": ARTFUL[name]})
@@ -137,3 +183,16 @@ def test_the_end_of_an_output_is_what_a_terminal_would_show() -> None:
     assert tail(" 10 %\r 50 %\r100 %\nnext\r\n") == "100 %\nnext"
     assert len(tail("x" * 10**6)) < 5_000
     assert tail("\n" * 10**5) == ""
+
+
+WRITES = (  # text into a page as anything but text
+    r"(inner|outer)HTML|insertAdjacentHTML|document\.write|createContextualFragment|DOMParser"
+    r"|\beval\b|new Function|setAttribute\(\s*[\"'`](on|href|src|style)|\.(href|src|srcdoc)\s*="
+)
+
+
+def test_no_script_of_a_view_can_write_markup_or_addresses() -> None:
+    scripts = [*files("qnb.notebook").joinpath("static").iterdir()]
+    assert len(scripts) >= 8
+    for script in scripts:
+        assert not re.search(WRITES, script.read_text(encoding="utf-8")), script.name

@@ -11,10 +11,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pytest
-
 from qnb.models import CELLS, Ending, JobRecord, JobState, Outcome, SweepSnapshot
 from qnb.notebook import job_view, live, sweep_view
+from qnb.notebook.answers import Answers
+from qnb.notebook.audience import Audience, Cells
 from qnb.notebook.publisher import MESSAGES_PER_SECOND
 
 DONE = CELLS.index("done")
@@ -204,11 +204,93 @@ def test_marks_from_many_threads_lose_nothing(channel: Any) -> None:
     _wait_until(lambda: _last_done(channel) == 5, "the last state")
 
 
-@pytest.mark.parametrize("renderer", [job_view.renderer, sweep_view.renderer])
-def test_what_has_ended_is_drawn_without_a_widget(channel: Any, renderer: Any) -> None:
-    state = _job(JobState.NOT_FOUND) if renderer is job_view.renderer else _sweep(1_000)
-    assert not renderer.show(_Thing(state))
+def test_what_has_ended_and_offers_nothing_more_is_drawn_without_a_widget(channel: Any) -> None:
+    assert not job_view.renderer.show(_Thing(_job(JobState.NOT_FOUND)))
     assert channel.messages == 0
+
+
+def test_a_finished_sweep_stays_to_be_explored_where_a_page_is(channel: Any) -> None:
+    sweep = _Thing(_sweep(1_000))
+    assert sweep_view.renderer.show(sweep)
+    view = next(iter(live._views.values()))
+    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": True}, [])
+    _end_of_cell(channel)
+    assert channel.output("live") != {}
+    assert "Last known state" not in channel.output("card")["text/html"]
+
+
+def test_without_a_page_a_finished_sweep_is_left_as_text_and_html(channel: Any) -> None:
+    assert sweep_view.renderer.show(_Thing(_sweep(1_000)))
+    _end_of_cell(channel)
+    assert channel.output("live") == {}
+    assert "qnb-card-" not in channel.output("card")["text/html"]
+
+
+def _end_of_cell(channel: Any) -> None:
+    for hook in channel.after_cell:
+        hook(None)
+
+
+def test_a_view_that_nobody_sees_is_not_sent_and_catches_up_when_seen(channel: Any) -> None:
+    sweep = _Thing(_sweep(0))
+    sweep_view.renderer.show(sweep)
+    view = next(iter(live._views.values()))
+    _end_of_cell(channel)
+    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": True}, [])
+    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": False}, [])
+    assert live._publisher.settle([view])
+    before = len(channel.updates)
+    for done in range(1, 50):
+        sweep.become(_sweep(done))
+    assert live._publisher.settle([view])
+    assert len(channel.updates) == before
+    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": True}, [])
+    _wait_until(lambda: _last_done(channel) == 49, "what it has missed")
+
+
+def test_a_new_page_takes_the_place_of_one_that_never_said_goodbye() -> None:
+    now = [0.0]
+    cells = Cells(lambda: now[0])
+    cells.ended()
+    audience = Audience(cells, lambda: now[0])
+    assert audience.seen, "nobody has spoken yet"
+    assert audience.hear({"see": "a", "page": "one", "is": True})
+    assert audience.hear({"see": "b", "page": "two", "is": False})
+    assert not audience.seen
+    audience.hear({"see": "b", "page": "two", "is": True})
+    now[0] = 100.0
+    assert not audience.seen, "a page speaks every half minute while the kernel can hear it"
+    cells.began()
+    assert audience.seen, "while a cell runs it may not be heard"
+    audience.hear({"see": "b", "page": "two", "is": None})
+    assert audience.gone
+
+
+def test_a_question_is_answered_again_when_the_thing_changes_until_it_is_dropped() -> None:
+    asked: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
+
+    def answer(question: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+        asked.append(question)
+        if question["ask"] == "nonsense":
+            raise ValueError("no such question")
+        return {"n": len(asked)}, []
+
+    answers = Answers(answer, lambda words, _: sent.append(words))
+    answers.ask({"ask": "rows", "id": "1", "page": "p", "offset": 3})
+    _wait_until(lambda: sent == [{"n": 1, "answer": "1"}], "one answer")
+    assert asked == [{"ask": "rows", "offset": 3}]
+    answers.ask({"ask": "nonsense", "id": "2", "page": "p"})
+    _wait_until(lambda: sent[-1] == {"error": "no such question", "answer": "2"}, "the error")
+    answers.ask({"ask": "heat", "id": "3", "page": "p", "follow": True})
+    _wait_until(lambda: sent[-1]["answer"] == "3", "the first answer")
+    first = time.monotonic()
+    answers.refresh()
+    _wait_until(lambda: len(asked) == 4, "the next")
+    assert time.monotonic() - first > 1.5
+    answers.only("another page")
+    answers.refresh()
+    assert not answers._questions
 
 
 def test_without_a_kernel_nothing_is_loaded_and_the_plain_form_is_used() -> None:

@@ -21,11 +21,11 @@ function build() {
     node.setAttribute("aria-label", label);
   }
 
-  const drawLog = (text) => { // its end stays in view unless the reader has gone up
-    if (log.textContent === text) return;
-    const follows = log.scrollHeight - log.scrollTop - log.clientHeight < 8;
-    setText(log, text);
-    if (follows) log.scrollTop = log.scrollHeight;
+  const drawEnd = (node, text) => { // its end stays in view unless the reader has gone up
+    if (node.textContent === text) { node.hidden = text === ""; return; }
+    const follows = node.scrollHeight - node.scrollTop - node.clientHeight < 8;
+    setText(node, text);
+    if (follows) node.scrollTop = node.scrollHeight;
   };
   const draw = (state) => {
     setText(given, state.arguments);
@@ -37,8 +37,8 @@ function build() {
     setText(facts, state.facts.join(" · "));
     setText(message, state.message);
     setText(error, state.error);
-    setText(traceback, state.traceback);
-    drawLog(state.log);
+    drawEnd(traceback, state.traceback);
+    drawEnd(log, state.log);
     setText(line, state.reproduce);
     again.hidden = !state.error;
     return [state.word, state.error].filter(Boolean).join(", ");
