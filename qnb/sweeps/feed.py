@@ -236,6 +236,16 @@ class Feed:
             if self.stored:
                 log.warning("sweep %r waits: %s", self.study.name, self.unserved)
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was started; of one that has ended what the store knows of it, so that
+        it is the same for all who ask."""
+        if self.until is None:
+            return time.monotonic() - self.since
+        if self.study.created and self._finish:
+            return max(0, self._finish - self.study.created) / 1000
+        return self.until - self.since
+
     def examples(self, most: int = 3) -> dict[str, list[int]]:
         """The places of the first few jobs with each of the errors, from any thread."""
         found: dict[str, list[int]] = {}

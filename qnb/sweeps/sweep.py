@@ -396,14 +396,13 @@ class Sweep(Displayed, Sequence[Job[R]]):
     def snapshot(self) -> SweepSnapshot:
         """The last known state; no I/O."""
         feed = self._driver.feed
-        now = feed.until or time.monotonic()
         cells = b"" if self._driver.is_plan else bytes(feed.cells)
         return SweepSnapshot(
             name=self.name,
             fn_name=self.fn_name,
             total=len(cells),
             cells=cells,
-            elapsed=now - feed.since,
+            elapsed=feed.elapsed,
             eta=feed.estimated.eta if feed.left else None,
             eta_low=feed.estimated.low,
             eta_high=feed.estimated.high,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,19 @@ def lab_page(browser: Any, lab: LabServer) -> Iterator[NotebookPage]:
     context.close()
 
 
+@pytest.fixture(scope="session")
+def old_kernel(lab: LabServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a kernel with ipykernel 6."""
+    folder = tmp_path_factory.mktemp("ipykernel6")
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    wanted = ["--no-deps", "--target", str(folder), "ipykernel==6.31.0", "nest-asyncio==1.6.0"]
+    done = subprocess.run([*pip, *wanted], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        _missing(f"ipykernel 6 ({done.stderr.strip()[-200:]})")
+    lab.add_kernel("ipykernel6", folder)
+    return "ipykernel6"
+
+
 @pytest.fixture
 def open_notebook(
     lab: LabServer, lab_page: NotebookPage, request: pytest.FixtureRequest
@@ -74,9 +88,9 @@ def open_notebook(
     """``open_notebook(cell, cell, ...)``: its kernel and tab end with the test."""
     opened = []
 
-    def open_(*cells: str) -> NotebookPage:
+    def open_(*cells: str, kernel: str = "python3") -> NotebookPage:
         name = re.sub(r"\W+", "-", request.node.name).strip("-") + ".ipynb"
-        lab.write(name, *cells)
+        lab.write(name, *cells, kernel=kernel)
         lab_page.offsite.clear()
         if lab_page.page.url.startswith("http"):
             lab_page.open_tab(name)

@@ -130,13 +130,26 @@ class LabServer:
                 os.killpg(self._process.pid, signal.SIGKILL)  # its own group: server and kernels
                 self._process.wait(5)
 
-    def write(self, name: str, *cells: str) -> None:
+    def add_kernel(self, name: str, packages: Path) -> None:
+        """Offer a kernel of that name, which finds ``packages`` before all that is installed."""
+        folder = self._home / "data" / "kernels" / name
+        folder.mkdir(parents=True)
+        path = os.pathsep.join(map(str, [packages, *self._python_path]))
+        spec = {
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "display_name": name,
+            "language": "python",
+            "env": {"PYTHONPATH": path},
+        }
+        (folder / "kernel.json").write_text(json.dumps(spec))
+
+    def write(self, name: str, *cells: str, kernel: str = "python3") -> None:
         """A notebook file with these code cells."""
         notebook = {
             "nbformat": 4,
             "nbformat_minor": 5,
             "metadata": {
-                "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+                "kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}
             },
             "cells": [
                 {
@@ -214,6 +227,12 @@ class NotebookPage:
                 if (wait) await done;
             }}""",
             [index, wait],
+        )
+
+    def run_all(self) -> None:
+        """Queue all cells at once, and wait until they are done."""
+        self.page.evaluate(
+            "async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
         )
 
     @property

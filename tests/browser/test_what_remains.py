@@ -88,18 +88,23 @@ for n, view in enumerate(live._views.values()):
     view._widget.comm.send = count(n, view._widget.comm.send)
 """
     nb = open_notebook(
-        SETUP + "for _ in range(40): display(Sweep(2_000, 60))", counted, "print(sorted(sent))"
+        *[SETUP + "for _ in range(20): display(Sweep(2_000, 60))"] * 2,
+        counted,
+        "print(sorted(sent))",
     )
     nb.run(0)
-    views = nb.output(0).get_by_role("group", name="sweep scan")
+    nb.run(1)
+    views = nb.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").get_by_role(
+        "group", name="sweep scan"
+    )
     expect(views).to_have_count(40)
     views.nth(39).scroll_into_view_if_needed()
     _moves(views.nth(39))  # by now the others have said that nobody sees them
-    nb.run(1)
+    nb.run(2)
     for _ in range(3):
         _moves(views.nth(39))
-    nb.run(2)
-    said = json.loads(nb.output(2).inner_text())
+    nb.run(3)
+    said = json.loads(nb.output(3).inner_text())
     assert 39 in said
     assert len(said) < 12, "a view that nobody sees was sent"
     views.nth(0).scroll_into_view_if_needed()
@@ -182,24 +187,43 @@ def test_an_exported_notebook_says_the_last_state_without_scripts(
         assert {"text/html", "text/plain"} == set(card["data"])
 
 
-def test_a_view_says_that_it_reconnects_and_catches_up(open_notebook: Open, queue: str) -> None:
+SERVED = """
+import subprocess, tempfile, threading, asyncio, time, qnb
+folder = tempfile.mkdtemp()
+def serve():
+    program = ["redis-server", "--port", "0", "--unixsocket", "s", "--appendonly", "yes"]
+    return subprocess.Popen(program, cwd=folder, stdout=subprocess.DEVNULL)
+process = serve()
+app = qnb.App(f"unix://{folder}/s")
+
+@app.task
+def nap(x): time.sleep(0.05)
+
+threading.Thread(target=lambda: asyncio.run(app.run()), daemon=True).start()
+"""
+
+
+def test_a_sweep_says_that_it_reconnects_and_catches_up(open_notebook: Open) -> None:
     from playwright.sync_api import expect
 
-    killed = """
-import os, signal, subprocess, sys
-from qnb.storage.server import Server
-"""
-    del killed
     nb = open_notebook(
-        REAL.format(queue=queue).replace("    if x", "    time.sleep(0.1)\n    if x"),
-        "sweep = square.map(range(300)); sweep",
-        "import os, signal, qnb.bridge as bridge\n"
-        "pid = bridge.run(app._client.link()).store.server\n",
+        SERVED,
+        "sweep = nap.map(range(2_000)); sweep",
+        "process.kill(); process.wait()",
+        "process = serve()",
+        "app.stop(); process.terminate(); process.wait()",
     )
-    nb.run(0)
-    nb.run(1)
+    for cell in range(3):
+        nb.run(cell)
+    view = nb.output(1).get_by_role("group", name=re.compile("sweep nap"))
+    expect(view).to_contain_text("reconnecting", timeout=15_000)
+    stood = _ended(nb, 1)
+    nb.run(3)
+    expect(view).not_to_contain_text("reconnecting", timeout=20_000)
     _assert_moves(nb, 1)
-    expect(nb.output(1)).to_contain_text("finished")
+    assert _ended(nb, 1) >= stood
+    nb.run(4)
+    assert nb.errors() == []
 
 
 def test_notebook_7_shows_the_same_views(
