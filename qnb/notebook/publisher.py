@@ -50,8 +50,9 @@ class Publisher:
         ``within``: in so many seconds at the latest, as nobody waits for it.
         """
         with self._changed:
-            if within and view not in self._marked:
-                view.due = max(view.due, time.monotonic() + within)
+            if within:
+                due = time.monotonic() + within
+                view.due = min(view.due, due) if view in self._marked else max(view.due, due)
             self._marked.setdefault(view)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="qnb-views", daemon=True)

@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
+
 from qnb.models import CELLS, Ending, JobRecord, JobState, Outcome, SweepSnapshot
 from qnb.notebook import job_view, live, sweep_view
 from qnb.notebook.answers import Answers
@@ -246,6 +248,33 @@ def test_a_view_that_nobody_sees_is_not_sent_and_catches_up_when_seen(channel: A
     assert len(channel.updates) == before
     view._widget._handle_custom_msg({"see": "a", "page": "p", "is": True}, [])
     _wait_until(lambda: _last_done(channel) == 49, "what it has missed")
+
+
+def test_while_a_cell_runs_what_nobody_sees_is_sent_too_as_no_page_can_say_that_it_is_seen(
+    channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "BUSY_PERIOD", 0.2)
+    sweep = _Thing(_sweep(0))
+    sweep_view.renderer.show(sweep)
+    view = next(iter(live._views.values()))
+    _end_of_cell(channel)
+    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": True}, [])
+    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": False}, [])
+    assert live._publisher.settle([view])
+    sweep.become(_sweep(5))  # it can wait for half a minute
+    live._cell_began()
+    _wait_until(lambda: _last_done(channel) == 5, "the newest state")
+
+
+def test_what_has_ended_and_is_shown_nowhere_any_more_is_let_go(channel: Any) -> None:
+    sweep = _Thing(_sweep(1_000))
+    sweep_view.renderer.show(sweep)
+    view = next(iter(live._views.values()))
+    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": True}, [])
+    _end_of_cell(channel)
+    assert list(live._views.values()) == [view]
+    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": None}, [])
+    assert live._views == {}
 
 
 def test_a_new_page_takes_the_place_of_one_that_never_said_goodbye() -> None:
