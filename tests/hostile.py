@@ -352,7 +352,7 @@ class _Vast:
 
 def _deep() -> list[object]:
     inner: list[object] = []
-    for _ in range(900):
+    for _ in range(200):
         inner = [inner]
     return inner
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from qnb.errors import BrokerError
 from qnb.notebook import html
 
 __all__ = ["Answer", "Answers"]
@@ -52,11 +53,15 @@ class Answers:
         self._thread: threading.Thread | None = None
 
     def ask(self, content: dict[str, Any]) -> None:
-        """Answer this soon; the newest question of an ``id`` counts. From any thread."""
+        """Answer this soon; the newest question of an ``id`` counts, and one that stands already
+        is not asked anew. From any thread."""
         ident, stands = str(content.get("id", "")), content.get("follow") is True
         asked = {key: value for key, value in content.items() if key not in ("id", "follow")}
         page = str(asked.pop("page", ""))
         with self._changed:
+            known = self._questions.get(ident)
+            if known and known.stands and known.asked == asked:
+                return
             full = len(self._questions) >= MOST and ident not in self._questions
             if not full:
                 self._questions[ident] = _Question(asked, page, stands)
@@ -106,12 +111,14 @@ class Answers:
                 words, buffers = self._answer(dict(question.asked))
             except Exception as error:  # noqa: BLE001 - whoever asked is told
                 words, buffers = {"error": html.clip(f"{error}" or type(error).__name__, 500)}, []
-            if words.pop("more", False):
+                words["more"] = type(error) is BrokerError  # nobody says when the server is back
+            more = words.pop("more", False)
+            if more:
                 question.fresh = True
             took, nbytes = time.monotonic() - began, sum(map(len, buffers))
             with contextlib.suppress(Exception):  # the channel may be gone, and nobody there
                 self._send({**words, "answer": ident}, buffers)
-            slow = 0.0 if question.fresh else took / SHARE  # it was said that there is more
+            slow = 0.0 if more else took / SHARE
             wait = max(PERIOD, slow, nbytes / BYTES_PER_SECOND)
             question.due = time.monotonic() + wait
 
@@ -125,12 +132,12 @@ class Answers:
                     for ident, question in self._questions.items()
                     if question.fresh and not (question.stands and self._resting)
                 ]
-                due, ident = min(waiting, default=(until, ""))
+                due, ident = min(waiting, default=(until, None))
                 now = time.monotonic()
-                if due <= now and not ident:
+                if due <= now and ident is None:
                     self._thread = None
                     return None
-                if due <= now:
+                if due <= now and ident is not None:
                     question = self._questions[ident]
                     question.fresh = False
                     if not question.stands:

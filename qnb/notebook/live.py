@@ -211,10 +211,10 @@ class View(Generic[S]):
 
     def publish(self) -> Sent:
         """Bring every display up to date; a failure is shown in the view. For the publisher."""
-        if _cells.busy >= BUSY_PERIOD:
-            self.watch(True)
         with self._lock:
             try:
+                if _cells.busy >= BUSY_PERIOD:
+                    self.watch(True)
                 return self._publish(self._thing.snapshot())
             except Exception as error:  # noqa: BLE001 - whatever it is belongs into this view
                 return self._show_problem(error)

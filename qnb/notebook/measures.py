@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from qnb.storage.rows import Row
 from qnb.sweeps.layout import Layout
 from qnb.sweeps.sweep import Sweep
 
-__all__ = ["Floats", "Measures", "Parameter"]
+__all__ = ["OWN", "Floats", "Measures", "Parameter"]
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +34,10 @@ INLINE = 16 * 1024  #: most bytes of a result that is looked into
 FIELDS = 64  #: of a result, at most
 BUDGET = 0.5  #: seconds of reading for one answer
 
-_QUEUED, _RUNNING = 0, 1
+#: the view's own columns: what else is called so takes a suffix
+OWN = ("place", "state", "duration", "error")
+
+_RUNNING = 1
 
 
 class Parameter(NamedTuple):
@@ -41,7 +45,7 @@ class Parameter(NamedTuple):
 
     kind: str  #: "number", "bool" or "text"
     codes: NDArray[np.int32]  #: -1 where the point has no such parameter
-    values: Floats  #: the distinct values as numbers; for text 0, 1, 2 …
+    values: Floats  #: the distinct values as numbers, NaN for None; for text 0, 1, 2 …
     labels: list[str]
 
     def floats(self) -> Floats:
@@ -61,11 +65,28 @@ def number(value: object) -> float | None:
     return None
 
 
+def _figures(values: Floats) -> list[str]:
+    """Numbers in as few digits as tell them apart."""
+    for digits in (6, 9):
+        labels = [f"{value:.{digits}g}" for value in values]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [repr(float(value)) for value in values]
+
+
+def _free(name: str, taken: Iterable[str], suffix: str) -> str:
+    """``name``, with as many suffixes as it takes not to be one of ``taken``."""
+    while name in taken:
+        name += suffix
+    return name
+
+
 def _parameter(column: Sequence[object]) -> Parameter:
-    found = [None if value is None else number(value) for value in column]
-    given = [value for value in column if value is not None]
+    found = [number(value) for value in column]
+    given = [value for value in column if value is not None and value is not MISSING]
     if given and all(
-        one is not None or value is None for one, value in zip(found, column, strict=True)
+        one is not None or value is None or value is MISSING
+        for one, value in zip(found, column, strict=True)
     ):
         floats = np.array([math.nan if one is None else one for one in found])
         known = ~np.isnan(floats)
@@ -73,14 +94,17 @@ def _parameter(column: Sequence[object]) -> Parameter:
         codes = np.full(len(floats), -1, np.int32)
         codes[known] = inverse
         flags = all(isinstance(value, (bool, np.bool_)) for value in given)
-        labels = [str(bool(one)) if flags else f"{one:.6g}" for one in values]
+        labels = [str(bool(one)) for one in values] if flags else _figures(values)
+        if len(given) < len(column) and any(value is None for value in column):
+            codes[[value is None for value in column]] = len(values)
+            values, labels = np.append(values, math.nan), [*labels, "None"]
         return Parameter("bool" if flags else "number", codes, values, labels)
     by_id: dict[int, str] = {}  # the values of an axis come again and again
     texts = []
     for value in column:
         if id(value) not in by_id:
             by_id[id(value)] = value[:80] if isinstance(value, str) else brief(value)
-        texts.append(None if value is None else by_id[id(value)])
+        texts.append(None if value is MISSING else by_id[id(value)])
     labels = sorted({text for text in texts if text is not None})
     places = {text: at for at, text in enumerate(labels)}
     codes = np.array([-1 if text is None else places[text] for text in texts], np.int32)
@@ -91,13 +115,15 @@ class Measures:
     """What is known of the jobs of one sweep; used by one thread at a time."""
 
     def __init__(self, sweep: Sweep[Any]) -> None:
-        self._sweep = sweep
+        self._sweep: Sweep[Any] = weakref.proxy(sweep)  # measures must not keep it alive
         self._layout: Layout | None = None
         self.cells = np.zeros(0, np.uint8)
         self.duration: Floats = np.zeros(0)
         self.results: dict[str, Floats] = {}
         self.texts: set[str] = set()  #: fields of results that are no numbers
         self._read = np.zeros(0, bool)
+        self._reopened = 0  # how many jobs had been run again at the last look
+        self._own_names: dict[str, str] = {}  # what each parameter is called in its design
         self._parameters: dict[str, Parameter] = {}
 
     def __len__(self) -> int:
@@ -106,17 +132,21 @@ class Measures:
     @property
     def names(self) -> tuple[str, ...]:
         """The parameters."""
-        return self._layout.design.names if self._layout is not None else ()
+        return tuple(self._own_names)
 
     def look(self) -> None:
         """Know where each job is now."""
         feed = self._sweep._laid_out()
+        known = len(feed.reopened)  # before the cells: what comes between is seen the next time
+        reopened, self._reopened = feed.reopened[self._reopened : known], known
         layout, cells = feed.layout, np.frombuffer(bytes(feed.cells), np.uint8)
         size = min(len(layout), len(cells))
         if layout is not self._layout or size < len(self.cells):
             self._layout, self.results, self.texts = layout, {}, set()
             self._read, self.duration = np.zeros(size, bool), np.full(size, math.nan)
-            self._parameters = {}
+            self._parameters, self._own_names = {}, {}
+            for name in layout.design.names:
+                self._own_names[_free(name, (*OWN, *self._own_names), "_parameter")] = name
         elif size > len(self.cells):
             more = size - len(self.cells)
             self._read = np.concatenate([self._read, np.zeros(more, bool)])
@@ -124,8 +154,8 @@ class Measures:
             self.results = {name: _longer(found, more) for name, found in self.results.items()}
             self._parameters = {}
         self.cells = cells[:size]
-        again = self._read & (self.cells <= _RUNNING)  # they are being run again
-        if again.any():
+        again = np.array([place for place in set(reopened) if place < size], np.intp)
+        if len(again):  # they may have ended once more by now
             self._read[again] = False
             for column in (self.duration, *self.results.values()):
                 column[again] = math.nan
@@ -159,7 +189,10 @@ class Measures:
             found = {} if value is MISSING else dict(result_fields(value))
         except Exception:  # noqa: BLE001 - reading it runs the user's own code
             return {}
-        return dict(list(found.items())[:FIELDS])
+        fields: dict[str, object] = {}
+        for name, inner in list(found.items())[:FIELDS]:
+            fields[_free(name, (*OWN, *self.names, *fields), "_result")] = inner
+        return fields
 
     def _take(self, places: NDArray[np.intp]) -> None:
         for place, row in zip(places.tolist(), self.rows(places.tolist()), strict=True):
@@ -186,15 +219,17 @@ class Measures:
         """A parameter by its name."""
         assert self._layout is not None
         if name not in self._parameters:
-            columns = self._layout.design.columns(0, len(self), absent=None)
-            self._parameters[name] = _parameter(columns[name])
+            columns = self._layout.design.columns(0, len(self), absent=MISSING)
+            for shown, own in self._own_names.items():
+                self._parameters[shown] = _parameter(columns[own])
         return self._parameters[name]
 
     def point(self, place: int) -> dict[str, object]:
-        """The parameters of the job at ``place``."""
+        """The parameters of the job at ``place``, those that it has."""
         assert self._layout is not None
-        columns = self._layout.design.columns(place, place + 1, absent=None)
-        return {name: column[0] for name, column in columns.items()}
+        columns = self._layout.design.columns(place, place + 1, absent=MISSING)
+        found = {shown: columns[own][0] for shown, own in self._own_names.items()}
+        return {name: value for name, value in found.items() if value is not MISSING}
 
     def column(self, name: str) -> Floats:
         """A parameter, a result or the ``duration`` as numbers."""

@@ -77,12 +77,8 @@ def _head(measures: Measures) -> list[dict[str, Any]]:
         column("place", "number", filterable=False),
         column("state", "text"),
         *(column(name, measures.parameter(name).kind) for name in measures.names),
-        *(column(name, "number") for name in numeric if name not in measures.names),
-        *(
-            column(name, "text", sortable=False, filterable=False)
-            for name in texts
-            if name not in measures.names
-        ),
+        *(column(name, "number") for name in numeric),
+        *(column(name, "text", sortable=False, filterable=False) for name in texts),
         column("duration", "number"),
         column("error", "text", sortable=False),
     ]
@@ -187,7 +183,7 @@ def _row(measures: Measures, head: list[dict[str, Any]], place: int, row: Row) -
     for column in head:
         name = column["name"]
         if name in given:
-            text = _value(given[name])
+            text = _given(given[name])
         elif name in known:
             text = known[name]
         else:
@@ -197,11 +193,17 @@ def _row(measures: Measures, head: list[dict[str, Any]], place: int, row: Row) -
 
 
 def _value(value: object) -> str:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else brief(value)
+
+
+def _given(value: object) -> str:
+    return "None" if value is None else _value(value)
 
 
 def _words(word: str) -> dict[str, str]:
@@ -232,7 +234,7 @@ def _job(sweep: Sweep[Any], measures: Measures, asked: Mapping[str, Any]) -> Ans
         "id": html.clip(task_id, 200),
         **_words(CELLS[measures.cells[place]]),
         "parameters": [
-            [html.clip(name, 60), html.clip(_value(given), 300)]
+            [html.clip(name, 60), html.clip(_given(given), 300)]
             for name, given in measures.point(place).items()
         ],
         "value": html.clip(value, 600),
@@ -278,7 +280,8 @@ def _colour(sweep: Sweep[Any], measures: Measures, asked: Mapping[str, Any]) -> 
     else:
         values = measures.column(name)
         low, high = _scale(values)
-        share = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            share = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
         levels = np.where(np.isfinite(values), 1 + np.nan_to_num(np.round(254 * share)), 0)
         words = {"kind": "number", "low": low, "high": high, "labels": []}
     known = int(np.count_nonzero(levels))
@@ -292,7 +295,8 @@ def _scale(values: Floats) -> tuple[float, float]:
     if not len(finite):
         return 0.0, 0.0
     low, high = float(finite.min()), float(finite.max())
-    first, last = (float(end) for end in np.quantile(finite, (0.01, 0.99)))
+    with np.errstate(over="ignore", invalid="ignore"):  # ±1e308
+        first, last = (float(end) for end in np.quantile(finite, (0.01, 0.99)))
     if last > first and high - low > 10 * (last - first):
         return first, last
     return low, high
@@ -306,13 +310,14 @@ def _heat(sweep: Sweep[Any], measures: Measures, asked: Mapping[str, Any]) -> An
     known = np.isfinite(values) & (across >= 0) & (down >= 0)
     at, size = (down * len(xs) + across)[known], len(xs) * len(ys)
     counts = np.bincount(at, minlength=size)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # 0 / 0 is what is not known
         means = np.bincount(at, weights=values[known], minlength=size) / counts
+        shown = means.astype("<f4")
     low, high = _scale(means)
     return {
         "x": xs, "y": ys, "low": low, "high": high, "of": size, "more": more,
         "filled": int(np.count_nonzero(counts)), "mean_of": int(counts.max(initial=0)),
-    }, [means.astype("<f4").tobytes()]  # fmt: skip
+    }, [shown.tobytes()]  # fmt: skip
 
 
 def _axis(measures: Measures, name: object) -> tuple[NDArray[np.int64], list[str]]:
@@ -329,6 +334,10 @@ def _axis(measures: Measures, name: object) -> tuple[NDArray[np.int64], list[str
             f"{name!r} has {len(parameter.labels):,} distinct texts, and an axis has room for "
             f"{MOST_BINS}: take another parameter"
         )
-    ends = np.linspace(parameter.values[0], parameter.values[-1], MOST_BINS + 1)
+    finite = parameter.values[np.isfinite(parameter.values)]
+    if not len(finite):
+        raise ValueError(f"{name!r} has no finite values: take another parameter")
+    ends = np.linspace(finite[0], finite[-1], MOST_BINS + 1)
     bins = np.clip(np.searchsorted(ends, parameter.values, "right") - 1, 0, MOST_BINS - 1)
+    bins[np.isnan(parameter.values)] = -1
     return np.append(bins, -1)[codes], [f"{end:.4g}" for end in ends[:-1]]

@@ -123,6 +123,7 @@ class Feed:
         # What was read of a job before it was run again says nothing of its run since.
         self._renewing: set[int] = set()  # places whose jobs are being run again
         self._renewed: dict[int, tuple[int, int]] = {}  # enqueue time, and the look after it
+        self.reopened: list[int] = []  #: places in the order in which they were run again
         self._looks = 0
         self._unread: set[int] = set()  # places whose jobs have ended, it is not known how
         self._error_of: dict[int, str] = {}  # by place, of those that are counted
@@ -451,6 +452,7 @@ class Feed:
         for place in places:
             if self.cells[place] > RUNNING:
                 self.cells[place] = QUEUED
+                self.reopened.append(place)
                 self.left += 1
                 self.forecast.again(place)
                 self._cached.discard(place)

@@ -53,7 +53,9 @@ def browser() -> Iterator[Any]:
 def lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
     from labdriver import LabServer
 
-    with LabServer(tmp_path_factory.mktemp("lab"), python_path=[HERE, HERE.parents[1]]) as server:
+    server = LabServer(tmp_path_factory.mktemp("lab"), python_path=[HERE, HERE.parents[1]])
+    server.add_kernel("ipykernel6")  # a page knows only the kernels that it has found at first
+    with server:
         yield server
 
 
@@ -69,15 +71,14 @@ def lab_page(browser: Any, lab: LabServer) -> Iterator[NotebookPage]:
 
 
 @pytest.fixture(scope="session")
-def old_kernel(lab: LabServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+def old_kernel(lab: LabServer) -> str:
     """The name of a kernel with ipykernel 6."""
-    folder = tmp_path_factory.mktemp("ipykernel6")
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    wanted = ["--no-deps", "--target", str(folder), "ipykernel==6.31.0", "nest-asyncio==1.6.0"]
+    folder = str(lab.packages("ipykernel6"))
+    wanted = ["--no-deps", "--target", folder, "ipykernel==6.31.0", "nest-asyncio==1.6.0"]
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True, timeout=60)
     if done.returncode:
         _missing(f"ipykernel 6 ({done.stderr.strip()[-200:]})")
-    lab.add_kernel("ipykernel6", folder)
     return "ipykernel6"
 
 

@@ -130,11 +130,15 @@ class LabServer:
                 os.killpg(self._process.pid, signal.SIGKILL)  # its own group: server and kernels
                 self._process.wait(5)
 
-    def add_kernel(self, name: str, packages: Path) -> None:
-        """Offer a kernel of that name, which finds ``packages`` before all that is installed."""
+    def packages(self, kernel: str) -> Path:
+        """What that kernel finds before all that is installed."""
+        return self._home / "packages" / kernel
+
+    def add_kernel(self, name: str) -> None:
+        """Offer a kernel of that name, with its own ``packages``."""
         folder = self._home / "data" / "kernels" / name
         folder.mkdir(parents=True)
-        path = os.pathsep.join(map(str, [packages, *self._python_path]))
+        path = os.pathsep.join(map(str, [self.packages(name), *self._python_path]))
         spec = {
             "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "display_name": name,

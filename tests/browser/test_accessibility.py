@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -111,16 +112,57 @@ def test_axe_finds_nothing_serious_in_any_state_of_any_view_or_card(
         _shoot(nb, screenshots, theme)
 
 
-FOCUSED = """() => {
-    const node = document.activeElement, view = node?.closest('.qnb-view');
-    if (!view) return null;
-    const all = [...view.querySelectorAll('*')], style = getComputedStyle(node);
-    return [all.indexOf(node), style.outlineStyle !== 'none' && style.outlineWidth !== '0px'];
-}"""
+def _looked_through(nb: NotebookPage) -> Locator:
+    """A sweep with a job, the table and the heat map opened."""
+    from playwright.sync_api import expect
+
+    nb.run(0)
+    view = nb.output(0).get_by_role("group", name="sweep scan")
+    for name in ("Jobs", "Heat map"):
+        view.get_by_role("button", name=name).click()
+    view.get_by_role("button", name="open job 3", exact=True).click()
+    expect(view.get_by_role("region", name=re.compile(r"^job \d"))).to_contain_text("epoch 2")
+    expect(view.locator(".qnb-heat")).to_contain_text("known")
+    return view
+
+
+LOOKED_THROUGH = "from fakes import Sweep\nSweep(600, share=0.4)"
+
+
+def test_axe_finds_nothing_serious_in_a_sweep_that_is_looked_through(
+    open_notebook: Open, screenshots: Path, axe: str
+) -> None:
+    nb = open_notebook(LOOKED_THROUGH)
+    nb.page.set_viewport_size({"width": 1000, "height": 3000})
+    view = _looked_through(nb)
+    for theme in ("dark", "light"):
+        nb.set_theme(theme)
+        assert _violations(nb, axe, ".qnb-view") == []
+    for name, style in NARROW.items():
+        nb.output(0).evaluate("(node, style) => { node.style.cssText = style; }", style)
+        assert nb.page.evaluate(WIDER) == []
+        view.screenshot(path=screenshots / f"sweep-opened-{name}.png")
+    nb.page.set_viewport_size({"width": 1280, "height": 1000})
+
+
+def test_the_keyboard_goes_through_a_sweep_that_is_looked_through_and_out_again(
+    open_notebook: Open,
+) -> None:
+    nb = open_notebook(LOOKED_THROUGH)
+    assert len(_tab_through(nb, _looked_through(nb))) >= 30
+
+
 REACHABLE = """(view) => {
-    const all = [...view.querySelectorAll('*')];
-    return all.filter((n) => n.matches('button, select, input, summary, textarea, [tabindex="0"]')
-        && n.checkVisibility() && !n.disabled && n.tabIndex >= 0).map((n) => all.indexOf(n));
+    window.wanted = [...view.querySelectorAll('*')].filter((node) => node.tabIndex >= 0
+        && node.matches('button, select, input, summary, textarea, [tabindex]')
+        && node.checkVisibility() && !node.disabled && !node.closest('[inert]'));
+    return window.wanted.map((node) => node.outerHTML.slice(0, 200));
+}"""
+FOCUSED = """() => {
+    const node = document.activeElement, style = getComputedStyle(node);
+    if (!node.closest('.qnb-view')) return null;
+    const outlined = style.outlineStyle !== 'none' && style.outlineWidth !== '0px';
+    return [window.wanted.indexOf(node), outlined, node.outerHTML.slice(0, 200)];
 }"""
 
 
@@ -134,16 +176,7 @@ def test_the_keyboard_reaches_everything_and_presses_it(
     nb.run(0)
     view = nb.output(0).locator(".qnb-view")
     expect(view).to_be_visible()
-    wanted = view.evaluate(REACHABLE)
-    _focus_before(view)
-    reached: list[int] = []
-    nb.page.keyboard.press("Tab")
-    while (focus := nb.page.evaluate(FOCUSED)) is not None and len(reached) < 50:
-        place, outlined = focus
-        assert outlined, f"no focus is seen on {view.locator('*').nth(place).inner_html()}"
-        reached.append(place)
-        nb.page.keyboard.press("Tab")
-    assert reached == wanted  # in the order of reading, and the keyboard gets out again
+    assert len(_tab_through(nb, view)) >= (make != "an_app")
     buttons = view.locator(".qnb-buttons button")
     for place in range(buttons.count()):
         label = buttons.nth(place).inner_text()
@@ -155,6 +188,22 @@ def test_the_keyboard_reaches_everything_and_presses_it(
         element.focus()
         nb.page.keyboard.press("Enter")
         assert element.evaluate("(node) => node.parentElement.open")
+
+
+def _tab_through(nb: NotebookPage, view: Locator) -> list[str]:
+    """What Tab reaches: all there is to press, in the order of reading, and then the way out."""
+    wanted: list[str] = view.evaluate(REACHABLE)
+    _focus_before(view)
+    reached: list[str] = []
+    nb.page.keyboard.press("Tab")
+    while (focus := nb.page.evaluate(FOCUSED)) is not None and len(reached) <= len(wanted):
+        place, outlined, node = focus
+        assert place == len(reached), f"{node} instead of {wanted[len(reached) :][:1]}"
+        assert outlined, f"no focus is seen on {node}"
+        reached.append(node)
+        nb.page.keyboard.press("Tab")
+    assert len(reached) == len(wanted)
+    return reached
 
 
 def _focus_before(view: Locator) -> None:
@@ -196,6 +245,7 @@ def test_each_state_is_a_sign_and_a_word_and_each_bar_has_a_value(
             assert bar.get_attribute("aria-label")
 
 
+NARROW = {"narrow": "max-width: 320px", "zoomed": "zoom: 2"}
 WIDER = """() => [...document.querySelectorAll('.qnb-view, .mathjax_ignore')]
     .filter((view) => view.checkVisibility()).flatMap((view) => {
         const edge = view.getBoundingClientRect().right + 0.5;
@@ -212,7 +262,7 @@ def test_nothing_sticks_out_of_a_view_that_is_narrow_or_zoomed(
 ) -> None:
     nb = everything
     outputs = [nb.output(cell) for cell in range(1, 1 + len(LIVE) + len(CARDS))]
-    for name, style in (("narrow", "max-width: 320px"), ("zoomed", "zoom: 2")):
+    for name, style in NARROW.items():
         for output in outputs:
             output.evaluate("(node, style) => { node.style.cssText = style; }", style)
         assert nb.page.evaluate(WIDER) == []

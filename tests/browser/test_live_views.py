@@ -81,6 +81,22 @@ def test_the_last_state_outlives_the_kernel(open_notebook: Open) -> None:
     assert nb.offsite == []
 
 
+def test_a_view_hides_its_own_card_and_not_that_of_another_notebook(open_notebook: Open) -> None:
+    from playwright.sync_api import expect
+
+    cell = SETUP + "s = Sweep(600, share=0.4); s"
+    nb = open_notebook(cell)
+    nb.run(0)
+    nb.server.write("the-same-again.ipynb", cell)
+    nb.open_tab("the-same-again.ipynb")
+    nb.run(0)
+    expect(nb.output(0).get_by_role("group", name="sweep scan")).to_be_visible()
+    expect(nb.output(0).locator(CARD)).to_be_hidden()
+    nb.restart_kernel()
+    expect(nb.output(0).locator(CARD)).to_be_visible()
+    nb.close()
+
+
 @pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "untrusted"])
 def test_a_kernel_that_dies_midway_leaves_a_card(
     open_notebook: Open, screenshots: Path, trusted: bool

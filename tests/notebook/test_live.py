@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qnb.errors import BrokerError
 from qnb.models import CELLS, Ending, JobRecord, JobState, Outcome, SweepSnapshot
 from qnb.notebook import job_view, live, sweep_view
 from qnb.notebook.answers import Answers
@@ -320,6 +321,48 @@ def test_a_question_is_answered_again_when_the_thing_changes_until_it_is_dropped
     answers.only("another page")
     answers.refresh()
     assert not answers._questions
+
+
+def test_answers_that_take_long_take_a_tenth_of_the_time_however_much_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qnb.notebook.answers.PERIOD", 0.0)
+    began: list[float] = []
+
+    def answer(_: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+        began.append(time.monotonic())
+        answers.refresh()
+        _wait_until(lambda: time.monotonic() - began[-1] > 0.03, "it takes a while")
+        return {}, []
+
+    answers = Answers(answer, lambda *_: None)
+    answers.ask({"ask": "heat", "id": "", "page": "p", "follow": True})
+    _wait_until(lambda: len(began) == 3, "the third answer")
+    answers.drop("")
+    assert began[2] - began[1] > 0.3
+
+
+def test_a_question_stands_while_the_server_is_away_and_is_not_asked_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qnb.notebook.answers.PERIOD", 0.01)
+    sent: list[dict[str, Any]] = []
+
+    def answer(_: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+        if len(sent) < 2:
+            raise BrokerError("no server")
+        return {"n": len(sent)}, []
+
+    answers = Answers(answer, lambda words, _: sent.append(words))
+    for _ in range(3):
+        answers.ask({"ask": "rows", "id": "1", "page": "p", "follow": True})
+    _wait_until(lambda: sent[-1:] == [{"n": 2, "answer": "1"}], "the answer when it is back")
+    assert sent[:2] == [{"error": "no server", "answer": "1"}] * 2
+    answers.ask({"ask": "rows", "id": "1", "page": "p", "follow": True})
+    answers.ask({"ask": "rows", "id": "2", "page": "p"})
+    _wait_until(lambda: sent[-1]["answer"] == "2", "the other answer")
+    assert len(sent) == 4
+    answers.drop("1")
 
 
 def test_without_a_kernel_nothing_is_loaded_and_the_plain_form_is_used() -> None:

@@ -22,7 +22,7 @@ def test_a_delayed_job_is_scheduled_and_runs_when_it_is_due(app: qnb.App) -> Non
 
     async def main() -> None:
         async with serving(app):
-            await stamp.enqueue()  # the worker is up
+            await (await stamp.enqueue())  # the worker is up
             sent = time.time()
             job = await stamp.options(delay_ms=400).enqueue()
             assert await job.status() == "scheduled"

@@ -28,13 +28,13 @@ function filterBox(column, question, changed) {
   box.type = "text";
   box.size = 6;
   box.spellcheck = false;
-  box.value = question.filters[column.name] ?? "";
+  box.value = question.filters.get(column.name) ?? "";
   box.placeholder = column.kind === "number" ? ">3, 1..5" : "filter";
   box.setAttribute("aria-label", `filter ${label}`);
   box.addEventListener("input", () => {
     const text = box.value.trim();
-    if (text) question.filters[column.name] = text;
-    else delete question.filters[column.name];
+    if (text) question.filters.set(column.name, text);
+    else question.filters.delete(column.name);
     changed(TYPING);
   });
   return box;
@@ -103,7 +103,7 @@ function pager(question, changed) {
 }
 
 function jobTable(talk, open) {
-  const question = { offset: 0, limit: LIMIT, sort: null, descending: false, filters: {} };
+  const question = { offset: 0, limit: LIMIT, sort: null, descending: false, filters: new Map() };
   const heads = element("tr", ""), filters = element("tr", "qnb-filters");
   const body = element("tbody", ""), rows = [];
   const inner = element("table", "qnb-table", element("caption", "qnb-hidden", "jobs"),
@@ -119,7 +119,7 @@ function jobTable(talk, open) {
     clearTimeout(typing);
     stop();
     typing = setTimeout(() => {
-      stop = talk.follow("rows", { ...question, filters: { ...question.filters } }, draw);
+      stop = talk.follow("rows", { ...question, filters: Object.fromEntries(question.filters) }, draw);
     }, delay);
   };
   const pages = pager(question, changed);

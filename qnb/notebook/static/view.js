@@ -73,6 +73,7 @@ const BUSY = "the kernel is busy: it hears this when its cell has ended";
 function talker({ model }, said) {
   const name = `${PAGE}/${Math.random()}`;
   const waiting = new Map(); // id → what to do with an answer
+  const standing = new Map(); // id → the question that is followed
   let count = 0, late = 0;
 
   const send = (content) => {
@@ -104,9 +105,12 @@ function talker({ model }, said) {
       if (!follow) waiting.delete(id);
       heard({ ...content, buffers });
     });
-    send({ ...params, ask: kind, id, follow, page: PAGE });
+    const asked = { ...params, ask: kind, id, follow, page: PAGE };
+    if (follow) standing.set(id, asked);
+    send(asked);
     return () => {
       clearTimeout(slow);
+      standing.delete(id);
       if (waiting.delete(id)) send({ drop: id });
     };
   };
@@ -126,13 +130,17 @@ function talker({ model }, said) {
       sending(`${label}: sent`);
       send({ press: action, value });
     },
-    see: (is) => send({ see: name, page: PAGE, is }),
+    see: (is) => {
+      send({ see: name, page: PAGE, is });
+      if (is) standing.forEach(send); // another window may have taken this one's place
+    },
     heard: () => clearTimeout(late),
     close: () => {
       clearTimeout(late);
       model.off("msg:custom", hear);
       for (const id of waiting.keys()) send({ drop: id });
       waiting.clear();
+      standing.clear();
       send({ see: name, page: PAGE, is: null });
     },
   };
@@ -182,10 +190,13 @@ function frame({ model, el }, kind, build) {
   root.setAttribute("role", "group");
 
   // The static card below stands for this view in a file without a kernel. This rule hides it for
-  // exactly as long as the view is in the page.
+  // exactly as long as the view is in the page; not that of another notebook that shows the same.
   const card = `.qnb-card-${model.get("card").replace(/[^0-9a-f]/g, "")}`;
+  const here = `qnb-at-${Math.random().toString(36).slice(2)}`;
+  root.classList.add(here);
+  const below = `.jp-OutputArea-child:has(.${here}) ~ .jp-OutputArea-child:has(${card})`;
   const rule = element("style", "");
-  rule.textContent = `${card}, .jp-OutputArea-child:has(${card}) { display: none !important; }`;
+  rule.textContent = `${"jpThemeLight" in document.body.dataset ? below : card} { display: none !important; }`;
   el.append(root, rule);
 
   let raf = 0, spoken = "", spokenAt = -Infinity, inSight = true, saidByKernel = "";
