@@ -56,6 +56,12 @@ FOUND = """([elements, attributes]) => {
             if (tag !== 'canvas' && getComputedStyle(node).position === 'fixed')
                 found.add(`fixed ${tag}`);
         }
+    const unseen = /[\\0-\\x08\\v-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\p{Cs}]/u;
+    for (const node of document.querySelectorAll('.qnb-view, .qnb-view *')) {
+        const said = node.localName === 'style' ? '' : node.firstChild?.nodeValue ?? '';
+        for (const text of [said, node.getAttribute('aria-label') ?? '', node.title])
+            if (unseen.test(text)) found.add(`unseen ${JSON.stringify(text.slice(0, 200))}`);
+    }
     if (window.pwned !== undefined) found.add('a script has run');
     for (const at of ['iframe', 'frame', 'object', 'embed', 'base'])
         if (document.querySelector(`.jp-NotebookPanel ${at}`)) found.add(at);
@@ -262,7 +268,7 @@ def test_a_sweep_with_hostile_names_values_and_errors_is_explored(
         box = nb.output(2).get_by_label(re.compile("constructor")).and_(nb.page.locator("input"))
         expect(box).to_have_value("")  # and not what every object of JavaScript has by that name
         box.fill("iframe src=//")
-        expect(nb.output(2).locator(".qnb-where")).to_have_text("1–10 of 10")
+        expect(nb.output(2).locator(".qnb-where")).to_have_text("1–10 of 10 (100 jobs)")
         assert nb.errors() == []
         nb.run(3)
     nb.page.set_viewport_size({"width": 1280, "height": 1000})

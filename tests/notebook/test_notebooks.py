@@ -19,6 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SAID = {
     "sweep": {"extend": "96"},
     "resume": {"check": "(200, 200)", "more": "210", "cache": str([True] * 5 + [False] * 5)},
+    "gallery": {"counts": "(42, [6])"},
     "failures": {"retry": "74", "mended": "(338, 0, 338)", "right": "130"},
 }
 

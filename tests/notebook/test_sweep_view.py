@@ -190,7 +190,7 @@ def test_none_is_a_value_like_others(serving: qnb.App) -> None:
     assert _rows(sweep, filters={"penalty": "none"}) == [0, 2, 4]
 
 
-ODD = (
+ODD: tuple[Any, ...] = (
     math.nan, math.inf, -math.inf, 1e308, -1e308, 10**400, 10**5000, 1 + 2j, None, b"\0", "<b>",
     {"value": {"deep": [1]}}, {1: 2}, {}, [[]],
 )  # fmt: skip
