@@ -134,6 +134,7 @@ class View(Generic[S]):
         self._lock = threading.Lock()
         self._last: tuple[object, ...] = ()
         self._cells_sent: bytes | None = None
+        self._drawn_last: tuple[S, str, tuple[dict[str, Any], tuple[object, ...]]] | None = None
         self._card_last: tuple[object, ...] | None = None
         self._card_due = 0.0
         self._shows: tuple[bool, bool] | None = None  # is the widget there, has the thing ended
@@ -246,23 +247,28 @@ class View(Generic[S]):
             messages, nbytes = messages + 1, nbytes + len(bundle["text/html"])
         return Sent(messages, nbytes)
 
-    def _state(self, snapshot: S) -> dict[str, Any]:
-        actions = self._renderer.actions(snapshot)
-        extra = {"actions": [list(action) for action in actions], "said": self._said}
-        return {**self._renderer.state(snapshot), **extra}
+    def _drawn(self, snapshot: S) -> tuple[dict[str, Any], tuple[object, ...]]:
+        """The state of a snapshot, and what of it is news when it changes; worked out once."""
+        said, known = self._said, self._drawn_last  # one value: other threads ask too
+        if known is not None and known[0] is snapshot and known[1] == said:
+            return known[2]
+        actions = [list(action) for action in self._renderer.actions(snapshot)]
+        state = {**self._renderer.state(snapshot), "actions": actions, "said": said}
+        passing = self._renderer.passing
+        news = {name: value for name, value in state.items() if name not in passing}
+        drawn = state, (news, self._renderer.cells(snapshot))
+        self._drawn_last = snapshot, said, drawn
+        return drawn
 
     def _news(self, snapshot: S) -> tuple[object, ...]:
-        """What is news when it changes."""
-        passing = self._renderer.passing
-        state = {k: v for k, v in self._state(snapshot).items() if k not in passing}
-        return state, self._renderer.cells(snapshot)
+        return self._drawn(snapshot)[1]
 
     def _traits(self, snapshot: S) -> tuple[dict[str, Any], tuple[object, ...]]:
         """What the widget is to hold, and what of it is news."""
-        news = self._news(snapshot)
-        traits: dict[str, Any] = {"state": {**self._state(snapshot), "at": now_ms()}}
-        cells = self._renderer.cells(snapshot)
-        if cells is not None and cells != self._cells_sent:
+        state, news = self._drawn(snapshot)
+        traits: dict[str, Any] = {"state": {**state, "at": now_ms()}}
+        cells = news[1]
+        if isinstance(cells, bytes) and cells != self._cells_sent:
             traits["cells"], self._cells_sent = zlib.compress(cells, 1), cells
         return traits, news
 

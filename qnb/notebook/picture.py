@@ -52,7 +52,7 @@ def _png(cells: bytes) -> bytes:
             (b"IHDR", header),
             (b"PLTE", palette),
             (b"tRNS", alpha),
-            (b"IDAT", zlib.compress(b"".join(lines), 9)),
+            (b"IDAT", zlib.compress(b"".join(lines), 6)),
             (b"IEND", b""),
         )
     )

@@ -138,8 +138,8 @@ def _matches(sweep: Sweep[Any], measures: Measures, name: str, text: str) -> NDA
     wanted = text.strip().lower()
     if name == "error":
         found = np.zeros(len(measures), bool)
-        for place, said in list(sweep._feed._error_of.items()):
-            if place < len(found) and wanted in said.lower():
+        for place in sweep._feed.errors.places(wanted):
+            if place < len(found):
                 found[place] = True
         return found
     if name == "state":

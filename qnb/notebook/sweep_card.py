@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
+
 from qnb.models import SweepSnapshot
 from qnb.notebook import html
 from qnb.notebook.picture import picture
@@ -24,14 +26,15 @@ def sweep_word(snapshot: SweepSnapshot) -> str:
 def sweep_errors(snapshot: SweepSnapshot) -> tuple[list[tuple[str, int, list[int]]], int]:
     """The most frequent errors, each with how many jobs ended so and where some of them are; and
     how many kinds are left out."""
-    groups = sorted(snapshot.errors.items(), key=lambda group: (-group[1], group[0]))
+    groups = snapshot.errors.items()
+    first = nsmallest(ERROR_GROUPS, groups, key=lambda group: (-group[1], group[0]))
     shown = [
         (
             html.clip(html.one_line(text), html.ERROR_CHARS),
             count,
             list(snapshot.examples.get(text, ())),
         )
-        for text, count in groups[:ERROR_GROUPS]
+        for text, count in first
     ]
     return shown, max(0, len(groups) - ERROR_GROUPS)
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from qnb.storage.studies import (
     Studies,
     Study,
 )
+from qnb.sweeps.grouping import Errors
 from qnb.sweeps.layout import Layout
 
 __all__ = ["Feed"]
@@ -56,8 +56,7 @@ WORKERS = 5.0
 #: seconds between two forecasts
 ESTIMATE = 1.0
 
-#: distinct errors that are counted, and failed jobs that are read for it
-KEPT_ERRORS = 50
+#: failed jobs that are read at a time, for their errors
 READ_ERRORS = 2000
 
 #: jobs whose times are kept, for a forecast when there are other points
@@ -90,7 +89,7 @@ class Feed:
         self.cells = bytearray(len(layout))
         self.left = len(layout)  #: jobs that have not ended
         self.order: list[int] = []  #: places in the order in which their jobs ended
-        self.errors: Counter[str] = Counter()
+        self.errors = Errors()
         self.away = False  #: does the server not answer?
         self.stored = False  #: are all points known, and their jobs stored?
         self.note = ""  #: what the reader should know beside the figures
@@ -112,6 +111,7 @@ class Feed:
         self._estimated_at = 0.0
         self._link: LoopLink | None = None
         self._clock: ServerClock | None = None
+        self._created = study.created  # epoch ms; 0 if it was created here
         self._finish = 0  # epoch ms of the latest end
         self._first: Counter[tuple[str, str, int]] = Counter()  # what the first failures are
         self._news = asyncio.Event()
@@ -126,7 +126,6 @@ class Feed:
         self.reopened: list[int] = []  #: places in the order in which they were run again
         self._looks = 0
         self._unread: set[int] = set()  # places whose jobs have ended, it is not known how
-        self._error_of: dict[int, str] = {}  # by place, of those that are counted
         self._cached: set[int] = set()  # places whose results were used again
         self._ran: dict[int, tuple[float, float]] = {}  # when the bodies of some ran, by place
 
@@ -151,6 +150,7 @@ class Feed:
                 async with asyncio.timeout(LOOK):
                     await self._news.wait()
             await self._look()
+            await self._date()
             self._caught_up.set()
             while self.left or not self.stored or not self.ended.done():
                 if not self.left and self.stored:
@@ -167,6 +167,14 @@ class Feed:
         finally:
             unwatch()
             link.leave(self._who)
+
+    async def _date(self) -> None:
+        """Learn when it was created from the store, as all others do."""
+        if not self._created:
+            name, store = self.study.name, (await self.client.link()).store
+            found = await self.patiently(lambda: Studies(store).load(name))
+            if found is not None and found.prefix == self.study.prefix:
+                self._created = found.created
 
     async def caught_up(self) -> None:
         """Return when the state of every job has been read once."""
@@ -243,18 +251,9 @@ class Feed:
         it is the same for all who ask."""
         if self.until is None:
             return time.monotonic() - self.since
-        if self.study.created and self._finish:
-            return max(0, self._finish - self.study.created) / 1000
+        if self._created and self._finish:
+            return max(0, self._finish - self._created) / 1000
         return self.until - self.since
-
-    def examples(self, most: int = 3) -> dict[str, list[int]]:
-        """The places of the first few jobs with each of the errors, from any thread."""
-        found: dict[str, list[int]] = {}
-        for place, said in sorted(list(self._error_of.items())):  # noqa: C414 - in one step
-            places = found.setdefault(said, [])
-            if len(places) < most:
-                places.append(place)
-        return found
 
     def why(self) -> str:
         """What a wait that has taken too long is told."""
@@ -349,9 +348,8 @@ class Feed:
             self.forecast.ended(place, start / 1000, finish / 1000, cached=cached)
             if start and len(self._ran) < KEPT_TIMES:
                 self._ran[place] = start / 1000, finish / 1000
-            if error and (error in self.errors or len(self.errors) < KEPT_ERRORS):
-                self._error_of[place] = error = sys.intern(error)
-                self.errors[error] += 1
+            if error:
+                self.errors.add(place, error)
 
     def _now(self) -> float:
         return (now_ms() if self._clock is None else self._clock.now_ms()) / 1000
@@ -396,8 +394,7 @@ class Feed:
         self._renewed = {before[p]: said for p, said in self._renewed.items() if p in before}
         self._renewing = {before[place] for place in self._renewing if place in before}
         self._cached = {before[place] for place in self._cached if place in before}
-        self._error_of = {before[p]: said for p, said in self._error_of.items() if p in before}
-        self.errors = Counter(self._error_of.values())
+        self.errors.move(before)
         self.layout, self.cells = layout, cells
         self.left = sum(cell <= RUNNING for cell in cells)
         self._ran = {before[place]: ran for place, ran in self._ran.items() if place in before}
@@ -456,10 +453,9 @@ class Feed:
                 self.left += 1
                 self.forecast.again(place)
                 self._cached.discard(place)
-                self._error_of.pop(place, None)
         again = set(places)
         self.order = [place for place in self.order if place not in again]
-        self.errors = Counter(self._error_of.values())
+        self.errors.drop(again)
         if places and self.ended.done():
             self.ended, self.until = Future(), None
         self.changed()

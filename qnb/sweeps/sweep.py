@@ -408,11 +408,11 @@ class Sweep(Displayed, Sequence[Job[R]]):
             eta_high=feed.estimated.high,
             rate=feed.estimated.rate,
             state=self._state(),
-            errors=dict(feed.errors.most_common()),
+            errors=feed.errors.counts(),
             note=self._note(),
             whole=feed.stored or feed.ended.done(),
             slots=feed.slots,
-            examples=feed.examples(),
+            examples=feed.errors.examples(),
         )
 
     def _note(self) -> str:

@@ -106,6 +106,7 @@ FLOORS = [
     "forecast.forecast",
     "sweeps.layout",
     "sweeps.manifest",
+    "sweeps.grouping",
     "sweeps.feed",
     "sweeps.completed",
     "sweeps.reuse",
