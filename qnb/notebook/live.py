@@ -256,7 +256,7 @@ class View(Generic[S]):
         state = {**self._renderer.state(snapshot), "actions": actions, "said": said}
         passing = self._renderer.passing
         news = {name: value for name, value in state.items() if name not in passing}
-        drawn = state, (news, self._renderer.cells(snapshot))
+        drawn = {**state, "at": now_ms()}, (news, self._renderer.cells(snapshot))
         self._drawn_last = snapshot, said, drawn
         return drawn
 
@@ -266,7 +266,7 @@ class View(Generic[S]):
     def _traits(self, snapshot: S) -> tuple[dict[str, Any], tuple[object, ...]]:
         """What the widget is to hold, and what of it is news."""
         state, news = self._drawn(snapshot)
-        traits: dict[str, Any] = {"state": {**state, "at": now_ms()}}
+        traits: dict[str, Any] = {"state": state}
         cells = news[1]
         if isinstance(cells, bytes) and cells != self._cells_sent:
             traits["cells"], self._cells_sent = zlib.compress(cells, 1), cells

@@ -285,6 +285,17 @@ class NotebookPage:
                 panel.close(); }}"""
         )
 
+    def pictures(self, folder: Path, name: str, *, wide: tuple[int, int], narrow: int) -> None:
+        """What the page shows, in both themes and ``narrow`` pixels wide; for people to look at."""
+        width, height = wide
+        self.page.set_viewport_size({"width": width, "height": height})
+        for theme in THEMES:
+            self.set_theme(theme)
+            self.page.screenshot(path=folder / f"{name}-{theme}.png")
+        self.page.set_viewport_size({"width": narrow, "height": height})
+        self.page.screenshot(path=folder / f"{name}-narrow.png")
+        self.page.set_viewport_size({"width": 1280, "height": 1000})
+
     def set_theme(self, theme: str) -> None:
         self.page.evaluate(
             "async (theme) => { await window.jupyterapp.commands.execute("

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-import types
-from collections.abc import Callable
 from typing import Any
 
-from qnb import display
+from stills import Still
+
 from qnb.models import (
     FailedJob,
     PoolSnapshot,
@@ -18,22 +17,7 @@ from qnb.models import (
     WorkerInfo,
 )
 
-display.register("Pool", "qnb.notebook.pool_view:renderer")
-display.register("App", "qnb.notebook.app_view:renderer")
-
 NOW = time.time_ns() // 1_000_000
-
-
-class _Still(display.Displayed):
-    def __init__(self, snapshot: Any) -> None:
-        self._snapshot = snapshot
-        self._lookout = types.SimpleNamespace(look=lambda *_, **__: None)
-
-    def snapshot(self) -> Any:
-        return self._snapshot
-
-    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
-        return lambda: None
 
 
 def worker(pid: int, running: int, **more: Any) -> WorkerInfo:
@@ -55,7 +39,7 @@ WORKERS = (
 SERVED = {"looking": (), "stopped": (), "idle": (worker(4711, 0),), "leaving": (WORKERS[2],)}
 
 
-class Pool(_Still):
+class Pool(Still):
     """One that is in this state."""
 
     def __init__(self, state: str, **more: Any) -> None:
@@ -65,7 +49,7 @@ class Pool(_Still):
         super().__init__(found)
 
 
-class App(_Still):
+class App(Still):
     """One with much going on, or one that is idle."""
 
     def __init__(self, *, busy: bool = True, **more: Any) -> None:

@@ -150,12 +150,7 @@ def test_every_state_in_both_themes_and_narrow(open_notebook: Open, screenshots:
     for cell in range(len(GALLERY)):
         nb.run(cell)
         expect(nb.output(cell)).to_contain_text("simulate")
-    for theme in ("dark", "light"):
-        nb.set_theme(theme)
-        nb.page.screenshot(path=screenshots / f"views-{theme}.png")
-    nb.page.set_viewport_size({"width": 560, "height": 3300})
-    nb.page.screenshot(path=screenshots / "views-narrow.png")
-    nb.page.set_viewport_size({"width": 1280, "height": 1000})
+    nb.pictures(screenshots, "views", wide=(1100, 3300), narrow=560)
     assert nb.errors() == []
 
 

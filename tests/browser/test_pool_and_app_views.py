@@ -208,10 +208,5 @@ def test_every_state_of_a_pool_and_an_app_in_both_themes_and_narrow(
     for cell in range(len(GALLERY)):
         nb.run(cell)
         expect(nb.output(cell)).to_contain_text("shop")
-    for theme in ("dark", "light"):
-        nb.set_theme(theme)
-        nb.page.screenshot(path=screenshots / f"queues-{theme}.png")
-    nb.page.set_viewport_size({"width": 600, "height": 4600})
-    nb.page.screenshot(path=screenshots / "queues-narrow.png")
-    nb.page.set_viewport_size({"width": 1280, "height": 1000})
+    nb.pictures(screenshots, "queues", wide=(1100, 4600), narrow=600)
     assert nb.errors() == []

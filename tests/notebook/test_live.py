@@ -145,8 +145,7 @@ def test_a_cell_is_not_over_before_its_finished_views_are_saved(channel: Any) ->
     sweep = _Thing(_sweep(1))
     sweep_view.renderer.show(sweep)
     sweep.state = _sweep(1_000)  # nobody has marked the view yet
-    for hook in channel.after_cell:
-        hook(None)
+    _end_of_cell(channel)
     assert channel.output("live") == {}
     assert "1,000 of 1,000 finished" in channel.output("card")["text/html"]
 
@@ -234,14 +233,20 @@ def _end_of_cell(channel: Any) -> None:
         hook(None)
 
 
-def test_a_view_that_nobody_sees_is_not_sent_and_catches_up_when_seen(channel: Any) -> None:
+def _out_of_sight(channel: Any) -> tuple[_Thing, live.View[Any]]:
+    """A sweep that has just begun, and its view, which a page has shown and shows no more."""
     sweep = _Thing(_sweep(0))
     sweep_view.renderer.show(sweep)
     view = next(iter(live._views.values()))
     _end_of_cell(channel)
-    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": True}, [])
-    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": False}, [])
+    for seen in (True, False):
+        view._widget._handle_custom_msg({"see": "a", "page": "p", "is": seen}, [])
     assert live._publisher.settle([view])
+    return sweep, view
+
+
+def test_a_view_that_nobody_sees_is_not_sent_and_catches_up_when_seen(channel: Any) -> None:
+    sweep, view = _out_of_sight(channel)
     before = len(channel.updates)
     for done in range(1, 50):
         sweep.become(_sweep(done))
@@ -255,13 +260,7 @@ def test_while_a_cell_runs_what_nobody_sees_is_sent_too_as_no_page_can_say_that_
     channel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "BUSY_PERIOD", 0.2)
-    sweep = _Thing(_sweep(0))
-    sweep_view.renderer.show(sweep)
-    view = next(iter(live._views.values()))
-    _end_of_cell(channel)
-    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": True}, [])
-    view._widget._handle_custom_msg({"see": "a", "page": "p", "is": False}, [])
-    assert live._publisher.settle([view])
+    sweep, _ = _out_of_sight(channel)
     sweep.become(_sweep(5))  # it can wait for half a minute
     live._cell_began()
     _wait_until(lambda: _last_done(channel) == 5, "the newest state")

@@ -5,7 +5,7 @@ const REST = 600; // ms without a further step, then the number of slots is sent
 // A number of slots, its label, and a hint that also says what is wrong with it.
 function slotsField() {
   const label = element("label", "qnb-step-label", "Slots");
-  const input = element("input", "qnb-step");
+  const input = element("input", "qnb-input qnb-step");
   input.type = "number";
   input.min = 1;
   input.id = `qnb-slots-${Math.random().toString(36).slice(2)}`;
