@@ -307,3 +307,29 @@ def test_all_open_at_once_it_is_accessible_and_fits_narrow_and_zoomed_pages(
         view.screenshot(path=screenshots / f"sweep-open-{name}.png")
     nb.page.set_viewport_size({"width": 1280, "height": 1000})
     _calm(nb)
+
+
+def test_a_heat_map_opened_before_the_first_result_shows_it_when_it_comes(
+    open_notebook: Open, queue: str
+) -> None:
+    from playwright.sync_api import expect
+
+    nb = open_notebook(
+        f"import qnb\napp = qnb.App(queue_name={queue!r})\n"
+        "@app.task\ndef area(x, y): return {'area': x * y}\n"
+        "sweep = area.grid(x=range(4), y=range(5)); sweep",
+        "pool = app.start_workers(1, linger='30 s')",
+        "sweep.wait(); pool.stop()",
+    )
+    nb.run(0)
+    view = nb.output(0).get_by_role("group")
+    view.get_by_role("button", name="Heat map").click()
+    colour = view.locator(".qnb-heat select").nth(2)
+    expect(colour).to_have_value("duration")
+    expect(view).to_contain_text("0 of 20 known")
+    nb.run(1)
+    expect(colour).to_have_value("area", timeout=20_000)
+    expect(view).to_contain_text("20 of 20 known", timeout=20_000)
+    nb.run(2)
+    assert nb.errors() == []
+    assert nb.offsite == []

@@ -79,6 +79,10 @@ function paintHeat(canvas, { columns, rows, width, height }, values, low, high) 
   context.drawImage(small, 0, 0, across, down);
 }
 
+function hasNumbers({ results }) {
+  return results.some(({ kind }) => kind !== "text");
+}
+
 // What can be chosen: two parameters that differ, and a number.
 function setPickers(x, y, value, { parameters, results }) {
   const names = parameters.map(({ name }) => [name, name]);
@@ -92,6 +96,8 @@ function setPickers(x, y, value, { parameters, results }) {
 
 function heatMap(talk, columns) {
   let found = null, values = new Float32Array(0), stop = () => {}, size = null;
+  let fresh = true; // has it just been opened
+  let hasResults = false, chosen = false; // does the kernel know of a number; has the reader chosen
   const changed = () => {
     stop();
     const [xs, ys] = [x.select.value, y.node.hidden ? null : y.select.value];
@@ -101,7 +107,10 @@ function heatMap(talk, columns) {
     }
     stop = talk.follow("heat", { x: xs, y: ys, value: value.select.value }, hear);
   };
-  const x = picker("Across", changed), y = picker("Up", changed), value = picker("Colour", changed);
+  const x = picker("Across", changed), y = picker("Up", changed), value = picker("Colour", () => {
+    chosen = true;
+    changed();
+  });
   const canvas = element("canvas", ""), note = element("div", "qnb-note"), key = legend();
   const across = element("div", "qnb-across"), up = element("div", "qnb-up");
   const readout = element("div", "qnb-readout");
@@ -141,20 +150,32 @@ function heatMap(talk, columns) {
     key.set(answer, `${number(answer.filled)} of ${number(answer.of)} known${mean}`);
     if (y.node.hidden) setText(note, "This sweep has one parameter: its map is a strip.");
     draw();
+    if (!hasResults) choose();
+  };
+  const choose = async () => { // and when the first results come, what they have
+    let known;
+    try {
+      known = await columns();
+    } catch (error) {
+      setText(note, error.message);
+      return;
+    }
+    if (node.hidden) return;
+    const before = value.select.value;
+    if (!chosen && !hasResults && hasNumbers(known)) value.select.value = ""; // one of those, then
+    hasResults = hasNumbers(known);
+    setPickers(x, y, value, known);
+    if (fresh || value.select.value !== before) changed();
+    fresh = false;
   };
   const node = element("div", "qnb-part qnb-heat", element("div", "qnb-picks", x.node, y.node, value.node),
     plot, readout, key.node, note);
   return {
     node, draw,
-    async open() {
+    open() {
       setText(note, found ? "" : "asking …");
-      try {
-        setPickers(x, y, value, await columns());
-      } catch (error) {
-        setText(note, error.message);
-        return;
-      }
-      if (!node.hidden) changed();
+      fresh = true;
+      choose();
     },
     close: () => stop(),
   };

@@ -73,7 +73,7 @@ const BUSY = "the kernel is busy: it hears this when its cell has ended";
 function talker({ model }, said) {
   const name = `${PAGE}/${Math.random()}`;
   const waiting = new Map(); // id → what to do with an answer
-  const standing = new Map(); // id → the question that is followed
+  const open = new Map(); // id → the question, until it is answered or no more followed
   let count = 0, late = 0;
 
   const send = (content) => {
@@ -102,15 +102,18 @@ function talker({ model }, said) {
     waiting.set(id, (content, buffers) => {
       clearTimeout(slow);
       if (said.textContent === BUSY) setText(said, "");
-      if (!follow) waiting.delete(id);
+      if (!follow) {
+        waiting.delete(id);
+        open.delete(id);
+      }
       heard({ ...content, buffers });
     });
     const asked = { ...params, ask: kind, id, follow, page: PAGE };
-    if (follow) standing.set(id, asked);
+    open.set(id, asked);
     send(asked);
     return () => {
       clearTimeout(slow);
-      standing.delete(id);
+      open.delete(id);
       if (waiting.delete(id)) send({ drop: id });
     };
   };
@@ -132,7 +135,7 @@ function talker({ model }, said) {
     },
     see: (is) => {
       send({ see: name, page: PAGE, is });
-      if (is) standing.forEach(send); // another window may have taken this one's place
+      if (is) open.forEach(send); // another window may have taken this one's place
     },
     heard: () => clearTimeout(late),
     close: () => {
@@ -140,7 +143,7 @@ function talker({ model }, said) {
       model.off("msg:custom", hear);
       for (const id of waiting.keys()) send({ drop: id });
       waiting.clear();
-      standing.clear();
+      open.clear();
       send({ see: name, page: PAGE, is: null });
     },
   };
