@@ -150,12 +150,12 @@ function heatMap(talk, columns) {
     key.set(answer, `${number(answer.filled)} of ${number(answer.of)} known${mean}`);
     if (y.node.hidden) setText(note, "This sweep has one parameter: its map is a strip.");
     draw();
-    if (!hasResults) choose();
+    if (!hasResults) choose(true);
   };
-  const choose = async () => { // and when the first results come, what they have
+  const choose = async (anew) => { // and when the first results come, what they have
     let known;
     try {
-      known = await columns();
+      known = await columns(anew);
     } catch (error) {
       setText(note, error.message);
       return;
@@ -175,7 +175,7 @@ function heatMap(talk, columns) {
     open() {
       setText(note, found ? "" : "asking …");
       fresh = true;
-      choose();
+      choose(false);
     },
     close: () => stop(),
   };

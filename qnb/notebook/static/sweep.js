@@ -14,9 +14,9 @@ function palette(node) {
 // What the sweep's columns are: asked when somebody comes near, and again when results may have come.
 function columnsOf(talk) {
   let found = null, at = -Infinity, asked = null;
-  return () => {
+  return (anew = false) => {
     if (asked) return asked;
-    if (found && performance.now() - at < 5000) return Promise.resolve(found);
+    if (!anew && found && performance.now() - at < 5000) return Promise.resolve(found);
     asked = talk.ask("columns").then((answer) => {
       at = performance.now();
       return found = answer;
