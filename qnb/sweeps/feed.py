@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import islice
 from typing import TypeVar
 
 from qnb.client import Client
@@ -46,9 +48,10 @@ log = logging.getLogger("qnb")
 #: seconds for which a sweep waits for a server that does not answer
 PATIENCE = 600.0
 
-#: seconds between two looks at jobs whose notice may have been lost, and how many are looked at
+#: seconds between two looks at jobs whose notice may have been lost; how many that run are looked
+#: at, and how many that wait
 LOOK = 1.0
-LOOK_JOBS = 5000
+LOOK_JOBS = 1_000
 
 #: seconds between two looks at the workers that serve the queue
 WORKERS = 5.0
@@ -212,16 +215,22 @@ class Feed:
             self._behind = False
             await self.read([p for p, cell in enumerate(self.cells) if cell <= RUNNING])
         elif now - self._looked >= LOOK:
-            at, most = self._at, LOOK_JOBS
-            open_ = [p for p in range(at, len(self.cells)) if self.cells[p] <= RUNNING][:most]
-            self._at = open_[-1] + 1 if len(open_) == most else 0
-            await self.read(open_)
+            await self.read(self._suspects())
         else:
             return
         self._looked = time.monotonic()
         if self._looked - self._looked_at_workers >= (LOOK if self.unserved else WORKERS):
             self._looked_at_workers = self._looked
             await self._look_at_workers()
+
+    def _suspects(self) -> list[int]:
+        """Jobs that run, whose end is the likeliest to be missed, and in turn those that wait."""
+        running = islice(re.finditer(bytes([RUNNING]), self.cells), LOOK_JOBS)
+        found = [match.start() for match in running]
+        waiting = (p for p in range(self._at, len(self.cells)) if self.cells[p] < RUNNING)
+        queued = list(islice(waiting, LOOK_JOBS))
+        self._at = queued[-1] + 1 if len(queued) == LOOK_JOBS else 0
+        return found + queued
 
     async def _look_at_workers(self) -> None:
         with contextlib.suppress(BrokerError):

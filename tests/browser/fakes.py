@@ -70,8 +70,10 @@ class Sweep(_Played):
         name: str = "scan",
         note: str = "",
         parameters: int = 3,
+        steps: int = 50,
     ) -> None:
         super().__init__()
+        self._steps = steps  # in which its jobs end
         self.asked: list[str] = []  # the kinds of question, as they came
         self._parameters = parameters  # how many it says it has
         self._note, self._total = note, total
@@ -98,10 +100,9 @@ class Sweep(_Played):
         self._done = to
 
     def _run(self, seconds: float) -> None:
-        steps = 50
-        for step in range(1, steps + 1):
-            time.sleep(seconds / steps)
-            self._advance(step * self._total // steps)
+        for step in range(1, self._steps + 1):
+            time.sleep(seconds / self._steps)
+            self._advance(step * self._total // self._steps)
             self.changed()
         self._elapsed = time.monotonic() - self._since
         self.changed()

@@ -100,16 +100,22 @@ async def _value(job: Any) -> Any:
 
 
 def test_a_handle_elsewhere_hears_as_soon_as_the_one_that_sent(
-    serving: qnb.App, elsewhere: qnb.App, wait_until: Wait
+    serving: qnb.App, elsewhere: qnb.App, wait_until: Wait, tmp_path: Path
 ) -> None:
+    go = str(tmp_path / "go")
+
     @serving.task
-    async def f(x: int) -> int:
-        await asyncio.sleep(0.4 if x else 0)
+    async def f(x: int, go: str) -> int:
+        for _ in range(1_000 * x):
+            if Path(go).exists():  # noqa: ASYNC240 - it is quick
+                break
+            await asyncio.sleep(0.01)
         return x
 
-    sweep = f.options(name="both").map([0, 1])
+    sweep = f.options(name="both").map([0, 1], [go, go])
     other = elsewhere.sweep("both")
     wait_until(lambda: other.snapshot().counts["done"] == 1, "the first has ended")
+    Path(go).touch()
     assert elsewhere.job(sweep[1].id).get(timeout=5) == 1
     wait_until(lambda: other.snapshot().finished, "the other handle knows", 0.3)
     retried = sweep.wait(5).retry([True, True])
