@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab check lint types test format notebooks bench docs clean
+.PHONY: help install demo lab check lint types test faults format notebooks bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ types: .venv/.have-dev ## mypy, strict
 
 test: .venv/.have-dev ## every test (one file: make test ARGS=tests/unit/test_x.py)
 	$(BIN)/pytest $(ARGS)
+
+faults: .venv/.have-dev ## the whole fault suite: goal, target, figure
+	$(BIN)/pytest tests/faults --faults -p no:randomly $(ARGS)
 
 format: .venv/.have-dev ## rewrite the code in the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

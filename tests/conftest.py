@@ -189,7 +189,17 @@ def serving(app: Any) -> Iterator[Any]:
     assert not thread.is_alive(), "its worker has not ended"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults", action="store_true", help="also run what takes long: the whole fault suite"
+    )
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Browser tests run last: their driver keeps an event loop running in this thread."""
+    if not config.getoption("--faults"):
+        late = [item for item in items if item.get_closest_marker("on_demand")]
+        config.hook.pytest_deselected(items=late)
+        items[:] = [item for item in items if not item.get_closest_marker("on_demand")]
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
