@@ -35,8 +35,9 @@ format: .venv/.have-dev ## rewrite the code in the house style
 notebooks: .venv/.have-demo ## execute every notebook into build/
 	for n in notebooks/*.ipynb; do $(BIN)/python notebooks/run.py $$n build/$$(basename $$n) || exit 1; done
 
-bench: .venv/.have-dev ## print the benchmarks' tables
-	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
+.SECONDEXPANSION:
+bench: $$(BENCH)/.ready ## measure qnb beside its peers into docs/performance.md (a minute: ARGS=--quick)
+	$(BENCH)/ours/bin/python benchmarks/run.py --peers $(BENCH)/peers/bin/python $(ARGS)
 
 docs: .venv/.have-dev ## write docs/reference.md from the code
 	$(BIN)/python docs/reference.py
@@ -52,3 +53,16 @@ clean: ## remove what was built, .venv too
 
 .venv/bin/pip:
 	@bash .ci/venv '$(PYTHON)' .venv
+
+# The benchmarks have environments of their own: the peers want other versions of what we use. The
+# newest Python there is, unless one is named: ArdiQ needs 3.12.
+NEWEST = $(shell for v in 13 12 11; do python3.$$v -c '' 2>/dev/null && echo python3.$$v && exit; done; echo python3)
+BENCHED = $(if $(filter file,$(origin PYTHON)),$(NEWEST),$(PYTHON))
+BENCH = build/bench/$(notdir $(BENCHED))
+build/bench/%/.ready: pyproject.toml constraints.txt benchmarks/peers/requirements.txt
+	@bash .ci/venv '$(BENCHED)' $(@D)/ours
+	@bash .ci/venv '$(BENCHED)' $(@D)/peers
+	@echo "Installing qnb and its peers into $(@D) ..."
+	@$(@D)/ours/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e .
+	@$(@D)/peers/bin/pip install -qq --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	@touch $@

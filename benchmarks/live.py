@@ -1,4 +1,4 @@
-"""What the live view of a large sweep costs, measured in a real JupyterLab: ``make bench``.
+"""What the live view of a large sweep costs, measured in a real JupyterLab.
 
 A sweep of 100,000 jobs in progress, one of 1,000,000, and forty of 2,000 of which one is in sight,
 played in the kernel: their jobs end in no order. Then a real one of 100,000 on two workers, whose

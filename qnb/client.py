@@ -181,7 +181,10 @@ class Client:
         await link.listen()
         for call in calls if self._sending else ():
             await self._sent(call.spec.task_id)
-        await asyncio.gather(*(link.sends.put(call) for call in calls))
+        if len(calls) == 1:  # with those of other tasks of this loop
+            await link.sends.put(calls[0])
+        else:
+            await link.send(calls)
 
     async def compare(self, fn_name: str, fn: Callable[..., Any], *, by_value: bool) -> list[str]:
         """What to tell, once, of workers whose Python or packages differ in what ``fn`` needs."""
@@ -235,7 +238,9 @@ class Client:
 
     async def server_ms(self) -> int:
         """Now, by the server's clock."""
-        return (await self.link()).store.clock.now_ms()
+        store = (await self.link()).store
+        await store.server.renew_clock()
+        return store.clock.now_ms()
 
     # -- commands ------------------------------------------------------------------------------
 

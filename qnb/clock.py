@@ -2,7 +2,7 @@
 
 Due times and leases are judged by the *server's* clock, inside its scripts. What a worker
 stamps on a job (start, finish) is that clock too: :class:`ServerClock` carries it forward
-with the monotonic clock between two readings, so a laptop's drift never shows in a frame.
+between two readings, so that neither a laptop's drift nor its sleep ever shows in a frame.
 """
 
 from __future__ import annotations
@@ -22,6 +22,16 @@ _random = random.Random()  # noqa: S311 - jitter, not a secret
 #: seconds; longer than anybody waits
 LONGEST = 1e10
 
+#: after so long the server's clock is read anew: it may have been set, or this machine was paused
+OLD_MS = 10_000
+
+#: goes on while this machine sleeps, as the server's does (on macOS, CLOCK_MONOTONIC is that clock)
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def _steady_ms() -> float:
+    return time.clock_gettime_ns(_STEADY) / 1e6
+
 
 def now_ms() -> int:
     """Milliseconds since the epoch by this machine's clock (for humans, never for leases)."""
@@ -34,20 +44,31 @@ def stamp() -> str:
 
 
 class ServerClock:
-    """The server's time, carried forward by this machine's monotonic clock."""
+    """The server's time, carried forward by this machine's clock that never jumps."""
 
-    __slots__ = ("_offset_ms",)
+    __slots__ = ("_offset_ms", "_read_at_ms")
 
     def __init__(self) -> None:
-        self._offset_ms = time.time_ns() / 1e6 - time.monotonic_ns() / 1e6
+        self._offset_ms = time.time_ns() / 1e6 - _steady_ms()
+        self._read_at_ms = float("-inf")
 
     def set(self, server_ms: float) -> None:
         """Take a reading of the server's clock that has just been made."""
-        self._offset_ms = server_ms - time.monotonic_ns() / 1e6
+        self._read_at_ms = _steady_ms()
+        self._offset_ms = server_ms - self._read_at_ms
+
+    def told(self, time: tuple[int, int]) -> None:
+        """Take what the server's ``TIME`` has just answered: seconds, microseconds."""
+        self.set(time[0] * 1000 + time[1] / 1000)
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch by the server's clock."""
-        return int(time.monotonic_ns() / 1e6 + self._offset_ms)
+        return int(_steady_ms() + self._offset_ms)
+
+    @property
+    def is_old(self) -> bool:
+        """Is the last reading so long ago that another one should be made?"""
+        return _steady_ms() - self._read_at_ms > OLD_MS
 
 
 def seconds(timeout: float | timedelta | None, name: str = "timeout") -> float | None:

@@ -6,7 +6,7 @@
     ├── BrokerError                 the store cannot be reached or used
     │   ├── ServerError             the embedded server could not be found or started
     │   ├── UnsafeStore             it would lose jobs: no persistence, or an eviction policy
-    │   └── StoreFull               it refused a write for want of memory
+    │   └── StoreFull               it refused a write for want of memory or disk
     ├── InvalidName (ValueError)    a name that may not be used
     │   ├── NameTaken               a task name that another function owns
     │   ├── UnknownLane             a priority that is not one of the app's lanes
@@ -86,7 +86,7 @@ class UnsafeStore(BrokerError):
 
 
 class StoreFull(BrokerError):
-    """The store has no memory left for another write."""
+    """The store has no memory, or its disk no room, for another write."""
 
 
 class InvalidName(QnbError, ValueError):

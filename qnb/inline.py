@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from qnb import bridge
 from qnb.client import Client
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class InlineRun:
     async def serve(self) -> None:
         """Be a worker until :meth:`stop`, or with ``burst`` until the queue is drained."""
         from qnb.running.serve import inline_worker
+        from qnb.running.vigil import keep_leases
         from qnb.storage.store import Store
 
         client = self._client
@@ -36,7 +38,11 @@ class InlineRun:
             self.worker = inline_worker(store, client.registry, client.codec, url, self._burst)
             if self._stopped:
                 self.worker.stop()
-            await self.worker.run()
+            vigil = bridge.spawn(keep_leases(self.worker, url, client.options))
+            try:
+                await self.worker.run()
+            finally:
+                vigil.cancel()
         finally:
             await store.close()
 

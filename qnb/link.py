@@ -22,8 +22,12 @@ __all__ = ["LoopLink"]
 
 log = logging.getLogger("qnb")
 
-#: seconds between two looks at the state of jobs that are waited for: a notice is only a hint
-LOOK = 1.0
+#: seconds between two looks at the state of jobs that are waited for, since a notice is only a
+#: hint: what ends unheard, or is gone, is known within a second
+LOOK = 0.8
+
+#: seconds for which a server may be away before whoever waits for a job is told
+PATIENCE = 600.0
 
 #: seconds between two ticks while something is awaited, so that an interrupt gets through
 TICK = 0.2
@@ -63,6 +67,7 @@ class LoopLink:
         self._listeners: dict[str, list[Callable[[Notice], None]]] = {}
         self._feeds: dict[str, _Feed] = {}  # channels of others that somebody here listens to
         self._attending: dict[str, str] = {}  # the channel of each who does
+        self._away_since: float | None = None  # loop time of the first look that found no server
         self._looking: set[str] = set()  # jobs whose state is being read
         self._listener: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -104,7 +109,7 @@ class LoopLink:
                 await put(digest)
         stored = await self.store.enqueue(calls, put, fresh=fresh)
         for call, enqueued in zip(calls, stored, strict=True):
-            if enqueued and call.spec.nonce:
+            if call.spec.nonce and enqueued:
                 self._runs[call.spec.task_id] = enqueued
         return stored
 
@@ -223,9 +228,10 @@ class LoopLink:
         if read.cancelled():
             return
         if (error := read.exception()) is not None:
-            if type(error) is not BrokerError:  # a server that is only away is waited for
+            if type(error) is not BrokerError or self._is_gone(error):
                 self._fail(task_id, error)
             return
+        self._away_since = None
         record = read.result()
         if self._is_late(record):
             self._look([task_id])
@@ -234,13 +240,29 @@ class LoopLink:
         else:
             if record.spec is not None:
                 self.attend(record.spec.channel, task_id)
-            if is_due(record, self.store.clock.now_ms()):  # perhaps no worker is there to see to it
-                self._expire(record)
+            self._see_to_expiry(record)
 
-    def _expire(self, record: JobRecord) -> None:
+    def _is_gone(self, error: BrokerError) -> bool:
+        """Is the server away for good? One that is only away is waited for."""
+        now = asyncio.get_running_loop().time()
+        if self._away_since is None:
+            self._away_since = now
+            log.warning("%s. What is waited for here, still is", error)
+        return now - self._away_since >= PATIENCE
+
+    def _see_to_expiry(self, record: JobRecord) -> None:
+        """End a job that has expired, as perhaps no worker is there to do so; or look in time."""
+        now = self.store.clock.now_ms()
+        if not is_due(record, now):
+            if record.expires_at is not None and 0 < record.expires_at - now < 1000 * LOOK:
+                left = (record.expires_at - now) / 1000
+                asyncio.get_running_loop().call_later(left, self._look, [record.task_id])
+            return
+
         async def expire() -> None:
             with contextlib.suppress(BrokerError):
-                await self.store.expire(record.priority, [job_hex(record.task_id)])
+                if await self.store.expire(record.priority, [job_hex(record.task_id)]):
+                    self._look([record.task_id])
 
         task = asyncio.create_task(expire(), name="qnb-expire")
         self._chores.add(task)
@@ -307,6 +329,8 @@ class LoopLink:
             if loop.time() - looked >= LOOK:
                 looked = loop.time()
                 self._look([id_ for id_ in self._waiting if id_ not in self._looking])
+                with contextlib.suppress(BrokerError):
+                    await self.store.server.renew_clock()
         self._ticker = None
 
     async def close(self) -> None:

@@ -157,7 +157,7 @@ class Lookout:
         await self._ask(store)
         await asyncio.sleep(ECHO)
         said = await store.workers(WORKERS)
-        now = store.clock.now_ms()
+        now = await self._client.server_ms()
         quiet = now - self._client.options.lease_ms / 2
         workers = tuple(worker_info(id_, says, quiet) for id_, says in sorted(said.items()))
         self._rates.look(now / 1000, {w.id: (w.done, w.started / 1000) for w in workers})

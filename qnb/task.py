@@ -62,6 +62,7 @@ class Task(Generic[P, R]):
         self.fn = fn
         self._client = client
         self._options = options
+        self._checked: TaskOptions | None = None
         if fn is not None:
             functools.update_wrapper(self, fn, updated=())  # a callable object has its own dict
 
@@ -116,7 +117,9 @@ class Task(Generic[P, R]):
     def prepare(self, *args: P.args, **kwargs: P.kwargs) -> PreparedCall[R]:
         """Check and encode a call without sending it."""
         self._fits(args, kwargs)
-        self._options.check_single()
+        if self._options is not self._checked:
+            self._options.check_single()
+            self._checked = self._options
         return PreparedCall(self._call(args, kwargs), self._client)
 
     # -- fanning out ---------------------------------------------------------------------------
@@ -246,9 +249,10 @@ class Task(Generic[P, R]):
 
     def _fits(self, args: Any, kwargs: Any) -> None:
         """Refuse a call that the function would refuse, here rather than on the worker."""
-        if self.fn is None:
+        signature = self._signature
+        least, most = self._positions
+        if signature is None or (not kwargs and least <= len(args) <= most):
             return
-        signature = inspect.signature(self.fn)
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -274,7 +278,7 @@ class Task(Generic[P, R]):
             lane=self._client.options.lane(chosen.priority),
             channel=self._client.channel,
             function=function,
-            is_async=inspect.iscoroutinefunction(self.fn),
+            is_async=self._is_async,
             nonce=secrets.token_hex(8) if own_id else "",
             content=self._content(args, kwargs) if chosen.cache else "",
             code=known.digest if known is not None and known.comparable else "",
@@ -307,6 +311,26 @@ class Task(Generic[P, R]):
             else:
                 given[name] = value
         return given
+
+    @functools.cached_property
+    def _signature(self) -> inspect.Signature | None:
+        return None if self.fn is None else inspect.signature(self.fn)
+
+    @functools.cached_property
+    def _positions(self) -> tuple[int, float]:
+        """How many arguments by position, at least and at most, are enough without any by name."""
+        parameters = list(self._signature.parameters.values()) if self._signature else []
+        empty = inspect.Parameter.empty
+        by_place = [p for p in parameters if p.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        if any(p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is empty for p in parameters):
+            return 1, 0  # one is needed by name
+        endless = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+        least = sum(p.default is empty for p in by_place)
+        return least, float("inf") if endless else len(by_place)
+
+    @functools.cached_property
+    def _is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.fn)
 
     @functools.cached_property
     def policy(self) -> Policy:

@@ -334,7 +334,7 @@ EVERYTHING = """
 import asyncio, dataclasses, enum, functools, itertools, typing
 K = {1, 2.5, "a", None, (True, b"x")}
 %%
-class Color(enum.Flag):
+class Color(enum.Flag, boundary=enum.STRICT):
     RED = enum.auto()
     BLUE = enum.auto()
     @property

@@ -10,7 +10,8 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from traceback import clear_frames
+from typing import Any, NamedTuple, Protocol
 
 from qnb.clock import ServerClock
 from qnb.errors import (
@@ -23,7 +24,16 @@ from qnb.errors import (
     UnknownTask,
     WorkerCrashed,
 )
-from qnb.models import Ending, ErrorContext, Failure, JobSpec, Outcome, Policy, TaskContext
+from qnb.models import (
+    Ending,
+    ErrorContext,
+    Failure,
+    JobSpec,
+    Outcome,
+    Policy,
+    Report,
+    TaskContext,
+)
 from qnb.registry import Registry
 from qnb.running.context import Reporter, Running, running_as
 from qnb.running.failures import failure_of
@@ -32,7 +42,7 @@ from qnb.storage.records import MAX_LOST_STARTS
 from qnb.wire.codec import Codec
 
 __all__ = [
-    "Attempt", "Ended", "Runner", "context_of", "failure_of", "found", "lost_outcome",
+    "Attempt", "Ended", "Run", "Runner", "context_of", "failure_of", "found", "lost_outcome",
     "retry_delay", "task_of",
 ]  # fmt: skip
 
@@ -58,6 +68,19 @@ class Attempt:
     def failures(self) -> int:
         """How many attempts will have failed if this one does."""
         return self.tries - self.lost
+
+
+class Run(Protocol):
+    """Who is told what becomes of one attempt; called on the worker's loop."""
+
+    def begun(self) -> None:
+        """It has a place to run in, from which its time counts."""
+
+    def hear(self, news: Report | str) -> None:
+        """Its body has reported, or put out, this."""
+
+    def ended(self, end: Outcome | Exception | None) -> None:
+        """Said last: how it ended, or how its process did under it; None: it was stopped."""
 
 
 class Ended(NamedTuple):
@@ -113,15 +136,15 @@ class Runner:
 
     def run(self, attempt: Attempt, reporter: Reporter, *, alone: bool = False) -> Ended:
         """Run a plain function here and now; ``alone``: as the only body of this process."""
-        start = self.clock.now_ms()
+        start, binding = self.clock.now_ms(), attempt.spec.binding()
         meter = Meter(alone=alone, thread=not alone)
         with running_as(Running(task_of(attempt), reporter), alone=alone):
             try:
-                fn, args, kwargs = self._decode(attempt)
+                fn, args, kwargs = self._decode(attempt, binding)
                 value = fn(*args, **kwargs)
                 if inspect.iscoroutine(value):  # of a partial, or a callable object
                     value = asyncio.run(value)
-                ended = self._done(attempt, start, meter, value)
+                ended = self._done(attempt, binding, start, meter, value)
             except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
                 ended = self._failed(attempt, start, meter, error)
         reporter.flush()
@@ -140,38 +163,41 @@ class Runner:
         When the calling task has been cancelled because it is ``stopped``, it raises
         ``CancelledError``, whatever the body made of that. A body may also cancel itself.
         """
-        start = self.clock.now_ms()
+        start, binding = self.clock.now_ms(), attempt.spec.binding()
         meter = Meter(alone=alone)
         this = asyncio.current_task()
         before = this.cancelling() if this else 0
         with running_as(Running(task_of(attempt), reporter), alone=alone):
             try:
-                fn, args, kwargs = self._decode(attempt)
+                fn, args, kwargs = self._decode(attempt, binding)
                 value = fn(*args, **kwargs)
                 if inspect.isawaitable(value):
                     value = await value
-                ended = self._done(attempt, start, meter, value)
+                ended = self._done(attempt, binding, start, meter, value)
             except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
                 ended = self._failed(attempt, start, meter, error)
         reporter.flush()
         if this and this.cancelling() > before:
-            if stopped():
-                raise asyncio.CancelledError
-            while this.cancelling() > before:
-                this.uncancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)  # where Python 3.11 delivers it all the same
+            await self._cancelled(this, before, stopped())
         return ended
+
+    async def _cancelled(self, this: asyncio.Task[Any], before: int, stopped: bool) -> None:
+        if stopped:
+            raise asyncio.CancelledError
+        while this.cancelling() > before:
+            this.uncancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)  # where Python 3.11 delivers it all the same
 
     def refused(self, attempt: Attempt, error: QnbError) -> Outcome:
         """How ``attempt`` ends where its body cannot even be started."""
         return self._failed(attempt, self.clock.now_ms(), Meter(), _Refused(error)).outcome
 
-    def _decode(self, attempt: Attempt) -> tuple[Callable[..., Any], Any, Any]:
+    def _decode(self, attempt: Attempt, binding: bytes) -> tuple[Callable[..., Any], Any, Any]:
         try:
             # Verified first: nothing that a stranger wrote may name a module to import.
             args, kwargs = self._codec.unpack_call(
-                attempt.spec.task_id, attempt.call, binding=attempt.spec.binding()
+                attempt.spec.task_id, attempt.call, binding=binding
             )
             fn = self._function(attempt)
         except QnbError as error:
@@ -209,12 +235,14 @@ class Runner:
                 self._functions.popitem(last=False)
         return fn
 
-    def _done(self, attempt: Attempt, start: int, meter: Meter, value: Any) -> Ended:
+    def _done(
+        self, attempt: Attempt, binding: bytes, start: int, meter: Meter, value: Any
+    ) -> Ended:
         finish = self.clock.now_ms()
         cpu = meter.cpu_us()
         try:
             result, nbytes = self._codec.pack_sized_result(
-                attempt.spec.task_id, attempt.number, value, binding=attempt.spec.binding()
+                attempt.spec.task_id, attempt.number, value, binding=binding
             )
         except QnbError as error:
             raise error if isinstance(error, BrokerError) else _Refused(error) from None
@@ -237,6 +265,8 @@ class Runner:
         retry_in_ms: int | None = None
         quiet = False
         refused = isinstance(error, _Refused)
+        if isinstance(error, MemoryError):
+            clear_frames(error.__traceback__)  # else the report has no more room than the body had
         if isinstance(error, _Refused):
             error = error.reason
         elif isinstance(error, Retry):
@@ -266,7 +296,7 @@ class Runner:
         spec = attempt.spec
         try:
             return self._codec.pack_error(
-                spec.task_id, attempt.number, error, binding=spec.binding()
+                spec.task_id, attempt.number, error, binding=attempt.spec.binding()
             )
         except QnbError:
             raise

@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-__all__ = ["Feed", "Ring", "capturing", "divert", "restore"]
+__all__ = ["Feed", "Ring", "capture", "capturing", "divert", "restore"]
 
 #: bytes of one job that may be on their way; the middle of more is dropped
 RING = 1024 * 1024
+
+_decoder = codecs.getincrementaldecoder("utf-8")
 
 #: seconds between two deliveries
 EVERY = 0.05
@@ -33,7 +35,7 @@ class Ring:
     def __init__(self, limit: int = RING) -> None:
         self._half = limit // 2
         self._lock = threading.Lock()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _decoder("replace")
         self._head = bytearray()
         self._tail: deque[bytes] = deque()
         self._tail_size = 0
@@ -79,12 +81,14 @@ class Feed:
         self._tell = tell
         self._ring = Ring()
         self._due = False
+        self._used = False  # most bodies are silent
         self._closed = False
 
     def put(self, data: bytes) -> None:
         """Add output. Any thread may."""
         if self._closed:
             return
+        self._used = True
         self._ring.put(data)
         if not self._due:
             self._due = True
@@ -100,13 +104,18 @@ class Feed:
         """Deliver the rest now; on the loop."""
         if not self._closed:
             self._closed = True
-            if text := self._ring.take(final=True):
+            if self._used and (text := self._ring.take(final=True)):
                 self._tell(text)
 
 
 # --- bodies that share a process -------------------------------------------------------------
 
 _feed: ContextVar[Feed | Ring | None] = ContextVar("qnb_feed", default=None)
+
+
+def capture(feed: Feed | Ring) -> None:
+    """What the calling task prints and logs from now on goes to ``feed``."""
+    _feed.set(feed)
 
 
 @contextlib.contextmanager

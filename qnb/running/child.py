@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import secrets
-import signal
 import socket
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgpack
 
 from qnb.errors import QnbError
-from qnb.models import Outcome, Report
+from qnb.models import Outcome
 from qnb.running.attempt import Attempt
-from qnb.running.capture import Feed
+from qnb.running.body import Body, SlotLost
 from qnb.running.messages import (
+    TOKEN,
+    Place,
     Said,
     SlotConfig,
     State,
@@ -31,119 +27,45 @@ from qnb.running.messages import (
     reader,
     report_of,
 )
-from qnb.running.trees import MARK, children, end_orphans, kill_marked, kill_tree
+from qnb.running.outlet import Outlet
+from qnb.running.pace import Pace
+from qnb.running.spawned import Spawned
 
-__all__ = [
-    "Body", "Child", "Keeper", "News", "SlotDied", "SlotLost", "Suspects", "Tell", "own_children",
-]  # fmt: skip
+__all__ = ["Child", "Keeper"]
 
-#: a report of progress, or a piece of captured output
-News = Report | str
-
-#: Called on the executor's loop while a body runs. Cheap, and never raises.
-Tell = Callable[[News], None]
-
-#: bytes of a child's last output that its death is told with, and lines
-LAST_BYTES = 1000
-LAST_LINES = 10
+#: brief bodies that a child is given at a time, to run one after the other
+AHEAD = 8
 
 #: shipped functions that are not sent again; a child keeps more than that
 KNOWN_FUNCTIONS = 64
 
-#: bytes of output that a child can write while the supervisor is busy; bytes read in one go
-PIPE = 256 * 1024
-CHUNK = 64 * 1024
-
-#: seconds between two looks at a pipe that has little in it
-LOOK = 0.02
+#: seconds that a shared child may be silent before it is asked whether its loop turns, and that it
+#: may take to answer before it counts as blocked
+SILENT = 0.03
 
 #: seconds that a child which has closed its end has to be gone by itself
 CLOSED = 0.5
 
-#: jobs that are remembered to have been in a process that died
-SUSPECTS = 10_000
+#: bytes that may be on their way to it, or from it; the system may allow less
+BUFFER = 4 * 1024 * 1024
 
-_F_SETPIPE_SZ = 1031
-
-
-class SlotDied(Exception):
-    """The process that ran a body has ended under it. ``str()`` says how, and its last output."""
-
-
-class SlotLost(Exception):
-    """The process that ran a body has ended, and that is not known to be this body's fault."""
-
-
-class Suspects:
-    """The ids of jobs that shared a process when it died. The next time each runs alone, where
-    the one that kills is told from the others."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, None] = {}
-
-    def update(self, ids: Iterable[str]) -> None:
-        self._ids.update(dict.fromkeys(ids))
-        while len(self._ids) > SUSPECTS:
-            del self._ids[next(iter(self._ids))]
-
-    def discard(self, task_id: str) -> None:
-        self._ids.pop(task_id, None)
-
-    def __contains__(self, task_id: str) -> bool:
-        return task_id in self._ids
-
-
-_living: set[int] = set()  # the processes of all children, and others that are no orphans
-
-
-def own_children() -> None:
-    """The processes that this one has now are no orphans of bodies."""
-    _living.update(children(os.getpid()))
-
-
-class Body:
-    """One attempt in a child. ``ended`` is its outcome, or None if it has been stopped."""
-
-    __slots__ = ("_feed", "alone", "attempt", "ended", "seq", "start", "tell", "verdict")
-
-    def __init__(self, seq: int, attempt: Attempt, tell: Tell, start: int, *, alone: bool) -> None:
-        loop = asyncio.get_running_loop()
-        self.seq = seq
-        self.attempt = attempt
-        self.alone = alone
-        self.start = start
-        self.verdict: Outcome | None = None  #: how it ends, decided by us: its child is killed
-        self.tell = tell
-        self._feed: Feed | None = None
-        self.ended: asyncio.Future[Outcome | None] = loop.create_future()
-
-    def hear(self, output: bytes) -> None:
-        """Take what it has put out."""
-        if self._feed is None:  # most bodies are silent
-            self._feed = Feed(asyncio.get_running_loop(), self.tell)
-        self._feed.put(output)
-
-    def _close(self) -> None:
-        if self._feed is not None:
-            self._feed.close()
-
-    def end(self, outcome: Outcome | None) -> None:
-        self._close()
-        if not self.ended.done():
-            self.ended.set_result(outcome)
-
-    def fail(self, error: Exception) -> None:
-        self._close()
-        if not self.ended.done():
-            self.ended.set_exception(error)
-            self.ended.exception()  # seen: nobody may be waiting any more
+#: bytes that are read from its socket in one go, when it is gone
+CHUNK = 64 * 1024
 
 
 class Keeper(Protocol):
     """Who owns children."""
 
+    pace: Pace  #: how long bodies take
+
     def freed(self, child: Child, state: State) -> None:
-        """A body of ``child`` has ended."""
+        """Bodies of ``child`` have ended; ``state``: the worst that one has left it in."""
+
+    def answered(self) -> None:
+        """A child that was asked whether its loop turns has said so, or was given up on."""
+
+    def again(self, bodies: list[Body]) -> None:
+        """These have not begun, and are to run elsewhere."""
 
     def died(self, child: Child) -> None:
         """``child`` is gone. What it ran has not been told yet."""
@@ -157,16 +79,24 @@ class Child(asyncio.Protocol):
         self._loop = loop
         self._keeper = keeper
         self._messages = reader()
+        self._unsent: list[bytes] = []
+        self._ends: list[tuple[Body, Outcome | SlotLost]] = []  # read and not told yet
+        self._left = State.FINE  # the worst state that one of these has left it in
+        # ended, but what it put out last is told when the next one begins
+        self._closing: tuple[Body, Outcome | SlotLost] | None = None
         self._seq = 0
         self._functions: dict[str, None] = {}  # shipped functions that it surely has, in order
-        self._last = b""
         self._started: asyncio.Future[None] = loop.create_future()
         self._hooked: dict[int, asyncio.Future[None]] = {}
-        self.bodies: dict[int, Body] = {}
-        self.gone: asyncio.Future[int] = loop.create_future()  #: its exit status
+        self._heard = 0.0  # when its loop was last seen to turn, or asked whether it does
+        self._asked = 0  # the number under which that was asked; 0: it has answered
+        self.bodies: dict[int, Body] = {}  #: in the order in which they were sent
         self.done = 0  #: bodies that have ended in it
+        self.seen = -1  #: how many there were when somebody looked
+        self.brief = False  #: what it runs, one after the other, is brief
         self.worn = False  #: to be replaced when convenient
         self.doomed = False  #: is being ended by us
+        self.is_dead = False
         self.has_hooks = False
 
     @property
@@ -174,19 +104,24 @@ class Child(asyncio.Protocol):
         """It has never been given anything to do."""
         return self._seq == 0
 
+    @property
+    def ahead(self) -> int:
+        """How many brief bodies more it may be given while it runs one."""
+        usable = self.brief and self.bodies and not (self.worn or self.doomed or self.is_dead)
+        return AHEAD - len(self.bodies) if usable else 0
+
     @classmethod
     async def start(
         cls, config: SlotConfig, environment: dict[str, str], keeper: Keeper, patience: float
     ) -> Child:
         """A child that is ready; :class:`QnbError` with what it said if it cannot be."""
         child = cls(keeper)
-        await child._spawn({**environment, MARK: secrets.token_hex(16)})
+        await child._spawn(environment)
         child._write(msgpack.unpackb(config.packed()))
         try:
             async with asyncio.timeout(patience):
                 await child._started
         except BaseException as error:
-            child.doomed = True
             await asyncio.shield(child.kill())
             if isinstance(error, TimeoutError):
                 raise QnbError(f"a worker process was not ready in {patience:g} s") from None
@@ -194,50 +129,87 @@ class Child(asyncio.Protocol):
         return child
 
     async def _spawn(self, environment: dict[str, str]) -> None:
-        self._mark = environment[MARK]
         ours, theirs = socket.socketpair()
-        self._pipe, out = os.pipe()
-        os.set_blocking(self._pipe, False)
-        with contextlib.suppress(OSError):  # not Linux, or the user has too many large pipes
-            fcntl.fcntl(out, _F_SETPIPE_SZ, PIPE)
+        for end in (ours, theirs):  # else a large value goes through in dozens of small steps
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        self._outlet = Outlet(self)
+        self._tokens, self._put = os.pipe()  # of bodies that wait in it: who takes one has the body
+        os.set_blocking(self._tokens, False)
         with theirs:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - see PDEATHSIG: from this thread
-                [sys.executable, "-m", "qnb.running.slot", str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                env=environment, pass_fds=(theirs.fileno(),), start_new_session=True,
-            )  # fmt: skip
-        os.close(out)
-        self.pid = self._process.pid
-        _living.add(self.pid)
+            fds = (theirs.fileno(), self._outlet.fd, self._tokens)
+            self._process = Spawned(  # from this thread: see PDEATHSIG
+                "qnb.running.slot", (*fds, os.getpid()), environment, self._outlet.theirs, fds
+            )
+        os.close(self._outlet.theirs)
+        self.pid, self.gone = self._process.pid, self._process.gone
         self._socket = ours
         ours.setblocking(False)
         self._transport: asyncio.Transport
         try:
             self._transport, _ = await self._loop.create_connection(lambda: self, sock=ours)
-            self._loop.add_reader(self._pipe, self._output)
-            self._watch()  # last: its death is told to all of the above
+            self._outlet.open()
+            self._process.watch(self._died)  # last: its death is told to all of the above
         except BaseException:
-            self._process.kill()
-            self._process.wait()
-            _living.discard(self.pid)
-            self._close_pipe()
+            self._process.give_up()
+            self._close()
             ours.close()
             raise
 
     # -- its bodies ----------------------------------------------------------------------------
 
-    def begin(self, attempt: Attempt, tell: Tell, now_ms: int, *, alone: bool) -> Body:
-        """Send it an attempt to run."""
+    def begin(self, body: Body, now_ms: int) -> None:
+        """Send it a body to run, or one that may wait there until those before it have ended."""
         self._seq += 1
-        body = Body(self._seq, attempt, tell, now_ms, alone=alone)
+        body.seq, body.start = self._seq, now_ms
+        place = Place.ALONE if body.alone else Place.SHARED
         if not self.bodies:
-            self._drain()  # not this body's
-            self._last = b""
+            self._outlet.forget()  # not this body's
+            self._heard = self._loop.time()
+            self.brief = body.brief
+        if body.alone and self.bodies:
+            place = Place.NEXT
+            os.write(self._put, TOKEN.pack(body.seq))
+        else:
+            body.begin()
         self.bodies[body.seq] = body
-        function = attempt.spec.function
-        lacks = function not in self._functions
-        self._write([Told.RUN, body.seq, alone, now_ms, attempt_to(attempt, code=lacks)])
-        return body
+        spec = body.attempt.spec
+        told = attempt_to(body.attempt, code=spec.function not in self._functions)
+        self._write([Told.RUN, body.seq, place, now_ms, told])
+        if not body.alone and not self._keeper.pace.within(spec.fn_name, SILENT * 1000):
+            self._ask()  # it may block the loop from its first step on
+
+    def take_back(self) -> list[Body]:
+        """Those that wait there: they will not begin."""
+        taken = []
+        with contextlib.suppress(OSError):
+            for (seq,) in TOKEN.iter_unpack(os.read(self._tokens, AHEAD * TOKEN.size)):
+                taken.append(self.bodies.pop(seq))
+        if self._closing and not self.bodies:  # what is in the pipe can only be its
+            self._outlet.drain()
+            self._closed()
+            self._tell()
+        return taken
+
+    def turns(self) -> bool | None:
+        """Can it begin another body beside those that share it? None: that is being asked.
+
+        A body that blocks its loop would keep the next one waiting.
+        """
+        if not self.bodies:
+            return True
+        now = self._loop.time()
+        if not self._asked:
+            if now - self._heard < SILENT:
+                return True
+            self._ask()
+        return None if now - self._heard < SILENT else False
+
+    def _ask(self) -> None:
+        """Ask whether its loop turns."""
+        self._seq += 1
+        self._asked, self._heard = self._seq, self._loop.time()
+        self._write([Told.PING, self._asked])
+        self._loop.call_later(SILENT, self._keeper.answered)
 
     def stop(self, body: Body) -> None:
         """Have a body cancelled that shares this child."""
@@ -259,8 +231,15 @@ class Child(asyncio.Protocol):
             self._hooked.pop(seq, None)
 
     def _write(self, message: Any) -> None:
+        """Send it at the end of this round of the loop: what is told in one round is one call."""
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append(msgpack.packb(message))
+
+    def _send(self) -> None:
+        unsent, self._unsent = self._unsent, []
         if not self._transport.is_closing():
-            self._transport.write(msgpack.packb(message))
+            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     # -- what it says --------------------------------------------------------------------------
 
@@ -271,6 +250,17 @@ class Child(asyncio.Protocol):
                 self._hear(message)
         except (ValueError, TypeError, LookupError):  # a body has written into our socket
             self._kill()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell of all ends that were read."""
+        if self._ends or self._left is not State.FINE:
+            (ends, self._ends), (left, self._left) = (self._ends, []), (self._left, State.FINE)
+            if not self._asked:
+                self._heard = self._loop.time()
+            for body, end in ends:
+                body.end(end)
+            self._keeper.freed(self, left)
 
     def _hear(self, message: list[Any]) -> None:
         kind, *rest = message
@@ -281,6 +271,10 @@ class Child(asyncio.Protocol):
             if not self._started.done():
                 reason = f"a worker process could not start: {rest[0]}"
                 self._started.set_exception(QnbError(reason))
+        elif kind == Said.PONG:
+            if rest[0] == self._asked:
+                self._heard, self._asked = self._loop.time(), 0
+                self._keeper.answered()
         elif kind == Said.HOOKED:
             if (told := self._hooked.get(rest[0])) and not told.done():
                 told.set_result(None)
@@ -288,104 +282,85 @@ class Child(asyncio.Protocol):
             self._hear_of(body, kind, *rest[1:])
 
     def _hear_of(self, body: Body, kind: int, told: Any, outcome: Any = None) -> None:
-        if kind == Said.REPORT:
-            body.tell(report_of(told))
-        elif kind == Said.TEXT:
-            self._remember(told.encode("utf-8", "replace"))
-            body.tell(told)
+        if kind == Said.ENDED:
+            self._ended(body, State(told), outcome)
+        elif kind == Said.BEGUN:
+            self._closed(told)
+            body.begin()
+        elif kind == Said.REPORT:
+            body.run.hear(report_of(told))
         else:
-            self._ended(body, State(told), outcome_of(outcome) if outcome else None)
+            self._outlet.remember(told.encode("utf-8", "replace"))
+            body.run.hear(told)
 
-    def _ended(self, body: Body, state: State, outcome: Outcome | None) -> None:
-        self._drain()
+    def _ended(self, body: Body, state: State, told: list[Any] | None) -> None:
+        end: Outcome | SlotLost
+        end = outcome_of(told) if told else SlotLost(f"process {self.pid} has given the job up")
+        if body.alone and state is State.LEFT:  # it begins nothing more
+            self.doomed = True
+            self._keeper.again(self.take_back())
+        is_last = len(self.bodies) == 1
+        if is_last or (not body.alone and len(self.bodies) == 2):  # whose output it is changes now
+            self._outlet.drain()
         del self.bodies[body.seq]
         self.done += 1
-        if outcome is not None and outcome.success:  # so its function has been decoded there
+        if isinstance(end, Outcome):
+            self._keeper.pace.took(body.attempt.spec.fn_name, end.finish - end.start)
+        if isinstance(end, Outcome) and end.success:  # so its function has been decoded there
             self._functions[body.attempt.spec.function] = None
             if len(self._functions) > KNOWN_FUNCTIONS:
                 del self._functions[next(iter(self._functions))]
-        if state is State.LEFT and not self.bodies:
+        self._left = max(self._left, state)
+        if body.alone and not is_last:
+            self._closing = body, end
+        elif state is State.LEFT and is_last:
             # What it left behind is ended before its end is told.
             self.doomed = True
             ending = self._loop.create_task(self.kill())
-            ending.add_done_callback(lambda _: body.end(outcome))
+            ending.add_done_callback(lambda _: body.end(end))
         else:
-            body.end(outcome)
-        self._keeper.freed(self, state)
+            self._ends.append((body, end))
+
+    def _closed(self, output: bytes = b"") -> None:
+        """The body that ended last has put out just this more."""
+        if self._closing is not None:
+            if output:
+                self._outlet.hear(output)
+            self._ends.append(self._closing)
+            self._closing = None
 
     # -- what it prints ------------------------------------------------------------------------
 
-    def _output(self) -> None:
-        # Little by little is dear: let some more come together.
-        if self._read_pipe() < CHUNK // 4 and self._pipe >= 0:
-            self._loop.remove_reader(self._pipe)
-            self._loop.call_later(LOOK, self._look_again)
+    def may_read(self) -> bool:
+        """Can what is in the pipe be of one body only?"""
+        return self._closing is None and (len(self.bodies) < 2 or not self._first().alone)
 
-    def _look_again(self) -> None:
-        if self._pipe >= 0:
-            self._loop.add_reader(self._pipe, self._output)
-
-    def _read_pipe(self) -> int:
-        try:
-            data = os.read(self._pipe, CHUNK)
-        except (BlockingIOError, OSError):
-            return 0
-        if not data:
-            self._close_pipe()
-            return 0
-        self._remember(data)
-        if len(self.bodies) == 1:
-            next(iter(self.bodies.values())).hear(data)
+    def hear(self, output: bytes) -> None:
+        """Somebody in it has put this out."""
+        if self._closing is not None:
+            self._closing[0].hear(output)
+        elif self.bodies and (len(self.bodies) == 1 or self._first().alone):
+            self._first().hear(output)
         else:  # of nobody, or nobody knows of whom
             with contextlib.suppress(Exception):
-                sys.stderr.write(data.decode("utf-8", "replace"))
-        return len(data)
+                sys.stderr.write(output.decode("utf-8", "replace"))
 
-    def _drain(self) -> None:
-        left = PIPE
-        while left > 0 and self._pipe >= 0 and (got := self._read_pipe()):
-            left -= got
-
-    def _remember(self, data: bytes) -> None:
-        self._last = (self._last + data[-LAST_BYTES:])[-LAST_BYTES:]
-
-    def _close_pipe(self) -> None:
-        if self._pipe >= 0:
-            self._loop.remove_reader(self._pipe)
-            os.close(self._pipe)
-            self._pipe = -1
+    def _first(self) -> Body:
+        return next(iter(self.bodies.values()))
 
     # -- its end -------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        """See its death at once."""
-        if hasattr(os, "pidfd_open"):
-            fd = os.pidfd_open(self.pid)
-
-            def dead() -> None:
-                self._loop.remove_reader(fd)
-                os.close(fd)
-                self._is_gone(self._process.wait())
-
-            self._loop.add_reader(fd, dead)
-            return
-
-        def wait() -> None:
-            code = self._process.wait()
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._is_gone, code)
-
-        threading.Thread(target=wait, name="qnb-wait", daemon=True).start()
-
-    def _is_gone(self, code: int) -> None:
-        _living.discard(self.pid)
+    def _died(self) -> None:
+        self.is_dead = True
         with contextlib.suppress(OSError):
             while data := self._socket.recv(CHUNK):  # what it said last
                 self.data_received(data)
-        self._drain()
-        self._close_pipe()
+        self._outlet.drain()
+        self._closed()
+        self._tell()
         self._transport.abort()
-        self.gone.set_result(code)
+        self._close()
+        self.gone.set_result(self._process.status)
         if not self._started.done():
             self._started.set_exception(QnbError(f"a worker process did not start: {self.how()}"))
         for told in self._hooked.values():
@@ -393,31 +368,30 @@ class Child(asyncio.Protocol):
                 told.set_exception(QnbError(f"the error hooks were not told: {self.how()}"))
         self._keeper.died(self)
 
+    def _close(self) -> None:
+        self._outlet.close()
+        os.close(self._tokens)
+        os.close(self._put)
+
     def connection_lost(self, error: Exception | None) -> None:
         """It has closed its end: without it, it is of no use. Mostly it is about to be gone."""
         if not self.gone.done() and not self.doomed:
             self._loop.call_later(CLOSED, self._kill)
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self.is_dead = True
+        self._process.kill_now()
 
     def how(self) -> str:
         """How it has ended, and its last output."""
-        code = self.gone.result()
-        if code < 0:
-            said = f"process {self.pid} was ended by signal {_signal(-code)}"
-        else:
-            said = f"process {self.pid} exited with status {code}"
-        lines = self._last.decode("utf-8", "replace").splitlines()[-LAST_LINES:]
-        return f"{said}. Its last output: " + "\n".join(lines) if lines else said
+        lines = self._outlet.last_lines()
+        said = self._process.how()
+        return f"{said}. Its last output: {lines}" if lines else said
 
     async def kill(self) -> None:
         """End it and all that it has started, now. Returns when they are gone."""
         self.doomed = True
-        if not self.gone.done():
-            await asyncio.to_thread(kill_tree, self.pid)
-            await asyncio.wait([self.gone])
+        await self._process.kill()
 
     async def let_go(self, patience: float) -> None:
         """Let it clean up and leave; kill it and what it leaves behind if it takes too long."""
@@ -429,13 +403,4 @@ class Child(asyncio.Protocol):
 
     async def clear(self, adopts: bool) -> None:
         """End what it has left behind at its death; if this process ``adopts`` orphans, those."""
-        if adopts:  # on the loop's thread, which starts all children
-            orphans = set(children(os.getpid())) - _living
-            await asyncio.to_thread(end_orphans, orphans)
-        await asyncio.to_thread(kill_marked, self._mark)
-
-
-def _signal(number: int) -> str:
-    with contextlib.suppress(ValueError):
-        return signal.Signals(number).name
-    return str(number)
+        await self._process.clear(adopts)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -82,18 +82,25 @@ def running() -> Running | None:
     return _current.get(_alone)
 
 
-@contextlib.contextmanager
-def running_as(body: Running, *, alone: bool = False) -> Iterator[None]:
+class running_as:
     """Run the block as ``body``; if ``alone``, all threads of this process too."""
-    global _alone
-    token = _current.set(body)
-    if alone:
-        _alone = body
-    try:
-        yield
-    finally:
-        _current.reset(token)
-        if alone:
+
+    __slots__ = ("_alone", "_body", "_token")
+
+    def __init__(self, body: Running, *, alone: bool = False) -> None:
+        self._body = body
+        self._alone = alone
+
+    def __enter__(self) -> None:
+        global _alone
+        self._token = _current.set(self._body)
+        if self._alone:
+            _alone = self._body
+
+    def __exit__(self, *error: object) -> None:
+        global _alone
+        _current.reset(self._token)
+        if self._alone:
             _alone = None
 
 

@@ -1,7 +1,7 @@
 """Where bodies run: in this process, in child processes, or in a pool of somebody else's.
 
-An executor knows nothing of the store. Cancelling :meth:`Executor.run` stops the body as far as
-its kind can, which :meth:`Executor.stops` tells.
+An executor knows nothing of the store. It tells a :class:`~qnb.running.attempt.Run` what becomes of
+each body, and stops one as far as its kind can, which :meth:`Executor.stops` tells.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from qnb.errors import QnbError
 from qnb.models import JobSpec, Outcome, Report
 from qnb.running import capture
 from qnb.running.around import LifespanRun, fire, in_thread
-from qnb.running.attempt import Attempt, Ended, Runner, context_of, found, task_of
-from qnb.running.child import News, SlotDied, SlotLost, Tell
+from qnb.running.attempt import Attempt, Ended, Run, Runner, context_of, found, task_of
+from qnb.running.body import News, SlotDied, SlotLost, Tell
 from qnb.running.context import Reporter, Running, running_as
 from qnb.running.messages import SlotConfig
 from qnb.running.processes import ProcessExecutor, nothing
 from qnb.running.progress import watch_tqdm
 
 __all__ = [
-    "Executor", "InlineExecutor", "News", "ProcessExecutor", "SlotDied", "SlotLost", "Tell",
+    "Executor", "InlineExecutor", "News", "ProcessExecutor", "SlotDied", "SlotLost", "TaskPerBody",
+    "Tell", "run_to_end",
 ]  # fmt: skip
 
 #: seconds that a cancelled coroutine of this process has to end
@@ -48,15 +49,15 @@ class Executor(Protocol):
     async def start(self) -> None:
         """Get ready, the app's lifespan included; an error if that cannot be."""
 
-    async def run(
-        self, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
-    ) -> Outcome:
-        """Run one attempt to its end; ``tell`` gets its reports and output meanwhile.
+    def begin(self, attempt: Attempt, run: Run) -> None:
+        """Run one attempt, now or when there is a place for it; ``run`` is told what becomes of it.
 
-        ``begun`` is called when it has a place to run in, from which its time counts.
-        :class:`SlotDied` if its process ended under it, :class:`SlotLost` if that was ended because
-        of another body. When cancelled it returns as soon as the body is gone.
+        Its end is :class:`SlotDied` if its process ended under it, :class:`SlotLost` if that was
+        ended because of another body.
         """
+
+    def stop(self, run: Run) -> None:
+        """Stop a body as far as that can be done; ``run`` is told when it is gone."""
 
     async def report_failure(
         self, attempt: Attempt, error: str, message: str, *, will_retry: bool
@@ -65,6 +66,37 @@ class Executor(Protocol):
 
     async def close(self) -> None:
         """Stop whatever still runs and let go of all resources."""
+
+
+class TaskPerBody:
+    """``begin`` and ``stop`` of an executor that awaits each body in a task of its own."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[Run, asyncio.Task[None]] = {}
+
+    async def run(
+        self, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
+    ) -> Outcome:
+        """Run one attempt to its end. When cancelled it returns as soon as the body is gone."""
+        raise NotImplementedError
+
+    def begin(self, attempt: Attempt, run: Run) -> None:
+        body = self._told(attempt, run)
+        self._bodies[run] = asyncio.get_running_loop().create_task(body, name="qnb-body")
+
+    async def _told(self, attempt: Attempt, run: Run) -> None:
+        end: Outcome | Exception | None = None
+        try:
+            end = await self.run(attempt, run.hear, run.begun)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `run` knows what to do
+            end = error
+        finally:
+            del self._bodies[run]
+            run.ended(end)
+
+    def stop(self, run: Run) -> None:
+        if run in self._bodies:
+            self._bodies[run].cancel()
 
 
 class InlineExecutor:
@@ -78,13 +110,13 @@ class InlineExecutor:
     def __init__(self, runner: Runner, slots: int, config: SlotConfig | None = None) -> None:
         self.slots = slots
         self.on_room: Callable[[], None] = nothing
-        self._runner = runner
+        self.runner = runner
+        self.stubborn: set[str] = set()  #: jobs whose coroutine runs on
         self._config = config
-        self._running = 0
+        self._running: dict[Run, _Here | _Elsewhere] = {}
         self._started = False
         self._lifespan = LifespanRun(runner.registry)
         self._children: ProcessExecutor | None = None
-        self._stubborn: set[str] = set()  # jobs whose coroutine runs on
 
     async def start(self) -> None:
         await self._lifespan.start()
@@ -95,63 +127,35 @@ class InlineExecutor:
     def needs_code(self, spec: JobSpec) -> bool:
         if spec.policy.isolation == "process":
             return bool(spec.function) and ":" not in spec.function
-        return self._runner.needs_code(spec)
+        return self.runner.needs_code(spec)
 
     def room(self, spec: JobSpec | None = None) -> int:
-        return max(0, self.slots - self._running)
+        return max(0, self.slots - len(self._running))
 
     def stops(self, spec: JobSpec) -> bool:
         isolation = spec.policy.isolation
-        if spec.task_id in self._stubborn:
+        if spec.task_id in self.stubborn:
             return False
         return isolation == "process" or (spec.is_async and isolation != "thread")
 
-    async def run(
-        self, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
-    ) -> Outcome:
-        self._running += 1
+    def begin(self, attempt: Attempt, run: Run) -> None:
+        if attempt.spec.policy.isolation != "process":
+            self._running[run] = _Here(self, attempt, run)
+            return
+        self._running[run] = there = _Elsewhere(self, attempt, run)
         try:
-            if attempt.spec.policy.isolation == "process":
-                return await self._processes().run(attempt, tell, begun)
-            begun()
-            return await self._here(attempt, tell)
+            there.begin(self._processes())
         except QnbError as error:
-            return self._runner.refused(attempt, error)
-        finally:
-            self._running -= 1
+            there.ended(error)
 
-    async def _here(self, attempt: Attempt, tell: Tell) -> Outcome:
-        loop = asyncio.get_running_loop()
-        feed = capture.Feed(loop, tell)
-        stopped = False
-        with capture.capturing(feed):
-            work = self._body(attempt, _reporter(loop, tell), lambda: stopped)
-            body = loop.create_task(work)
-        try:
-            return (await asyncio.shield(body)).outcome
-        except asyncio.CancelledError:
-            stopped = True
-            body.cancel()
-            await asyncio.wait([body], timeout=GRACE)
-            if not body.done():  # this worker does not wait for it
-                task_id = attempt.spec.task_id
-                self._stubborn.add(task_id)
-                body.add_done_callback(lambda _: self._stubborn.discard(task_id))
-            raise
-        finally:
-            feed.close()
+    def stop(self, run: Run) -> None:
+        if run in self._running:
+            self._running[run].stop()
 
-    async def _body(
-        self, attempt: Attempt, reporter: Reporter, stopped: Callable[[], bool]
-    ) -> Ended:
-        if attempt.spec.is_async or attempt.spec.policy.isolation == "loop":
-            ended = await self._runner.run_async(attempt, reporter, stopped=stopped)
-        else:
-            ended = await in_thread(self._runner.run, attempt, reporter)
-        if ended.failure is not None:
-            with running_as(Running(task_of(attempt), reporter)):
-                await fire(self._runner.registry, ended.failure)
-        return ended
+    def over(self, run: Run, end: Outcome | Exception | None) -> None:
+        """A body has ended: its place is free, and ``run`` is told."""
+        del self._running[run]
+        run.ended(end)
 
     def _processes(self) -> ProcessExecutor:
         """Child processes, each started when a body needs it."""
@@ -163,7 +167,7 @@ class InlineExecutor:
         if self._children is None:
             self._config.packed()  # what cannot be sent is refused before any is started
             self._children = ProcessExecutor(
-                self._config, self._runner.clock, self.slots, on_demand=True
+                self._config, self.runner.clock, self.slots, on_demand=True
             )
         return self._children
 
@@ -172,9 +176,14 @@ class InlineExecutor:
     ) -> None:
         told = context_of(attempt, found(error, message), will_retry=will_retry)
         with running_as(Running(task_of(attempt), Reporter(lambda _: None))):
-            await fire(self._runner.registry, told)
+            await fire(self.runner.registry, told)
 
     async def close(self) -> None:
+        here = [body for body in self._running.values() if isinstance(body, _Here)]
+        for body in here:
+            body.stop()
+        if here:
+            await asyncio.wait([body.task for body in here], timeout=GRACE)
         if self._children is not None:
             with contextlib.suppress(QnbError):
                 await self._children.close()
@@ -184,17 +193,131 @@ class InlineExecutor:
             capture.restore()
 
 
-def _reporter(loop: asyncio.AbstractEventLoop, tell: Tell) -> Reporter:
-    """Reports of a body of this process, told on the loop, in order."""
+class _Here:
+    """A body in this process. Its task belongs to it alone, and so does that task's context."""
 
-    def send(report: Report) -> None:
+    __slots__ = ("_attempt", "_executor", "_feed", "_is_over", "_loop", "_run", "_stopped", "task")
+
+    def __init__(self, executor: InlineExecutor, attempt: Attempt, run: Run) -> None:
+        self._executor = executor
+        self._attempt = attempt
+        self._run = run
+        self._stopped = self._is_over = False
+        self._loop = asyncio.get_running_loop()
+        self._feed = capture.Feed(self._loop, run.hear)
+        run.begun()
+        self.task = self._loop.create_task(self._body(), name="qnb-body")
+        self.task.add_done_callback(self._ended)
+
+    async def _body(self) -> Ended:
+        capture.capture(self._feed)
+        attempt, runner, reporter = self._attempt, self._executor.runner, Reporter(self._report)
+        if attempt.spec.is_async or attempt.spec.policy.isolation == "loop":
+            ended = await runner.run_async(attempt, reporter, stopped=lambda: self._stopped)
+        else:
+            ended = await in_thread(runner.run, attempt, reporter)
+        if ended.failure is not None:
+            with running_as(Running(task_of(attempt), reporter)):
+                await fire(runner.registry, ended.failure)
+        return ended
+
+    def _report(self, report: Report) -> None:
+        """Tell of it on the loop, in order; a thread of the body may call this, too."""
         try:
-            here = asyncio.get_running_loop() is loop
+            here = asyncio.get_running_loop() is self._loop
         except RuntimeError:
             here = False
         if here:
-            tell(report)
+            self._run.hear(report)
         else:
-            loop.call_soon_threadsafe(tell, report)
+            self._loop.call_soon_threadsafe(self._run.hear, report)
 
-    return Reporter(send)
+    def stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self.task.cancel()
+            self._loop.call_later(GRACE, self._give_up)
+
+    def _give_up(self) -> None:
+        """It does not yield: nobody waits for it any longer."""
+        if not self._is_over:
+            self._executor.stubborn.add(self._attempt.spec.task_id)
+            self._over(None)
+
+    def _ended(self, task: asyncio.Task[Ended]) -> None:
+        end: Outcome | Exception | None = None
+        if not task.cancelled():
+            error = task.exception()
+            if isinstance(error, QnbError):
+                end = self._executor.runner.refused(self._attempt, error)
+            elif isinstance(error, Exception):
+                end = error
+            elif error is None:
+                end = task.result().outcome
+        if self._is_over:
+            self._executor.stubborn.discard(self._attempt.spec.task_id)
+        else:
+            self._over(end)
+
+    def _over(self, end: Outcome | Exception | None) -> None:
+        self._is_over = True
+        self._feed.close()
+        self._executor.over(self._run, end)
+
+
+class _Elsewhere:
+    """A body of an :class:`InlineExecutor` that has a process for itself."""
+
+    def __init__(self, executor: InlineExecutor, attempt: Attempt, run: Run) -> None:
+        self._executor = executor
+        self._attempt = attempt
+        self._run = run
+        self._processes: ProcessExecutor | None = None
+        self.begun = run.begun
+        self.hear = run.hear
+
+    def begin(self, processes: ProcessExecutor) -> None:
+        self._processes = processes
+        processes.begin(self._attempt, self)
+
+    def stop(self) -> None:
+        if self._processes is not None:
+            self._processes.stop(self)
+
+    def ended(self, end: Outcome | Exception | None) -> None:
+        if isinstance(end, QnbError):
+            end = self._executor.runner.refused(self._attempt, end)
+        self._executor.over(self._run, end)
+
+
+class _Awaited:
+    """A run that somebody awaits."""
+
+    def __init__(self, tell: Tell, begun: Callable[[], None]) -> None:
+        self.hear = tell
+        self.begun = begun
+        self.end: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
+
+    def ended(self, end: Outcome | Exception | None) -> None:
+        if isinstance(end, Exception):
+            self.end.set_exception(end)
+        else:
+            self.end.set_result(end)
+
+
+async def run_to_end(
+    executor: Executor, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
+) -> Outcome:
+    """Run one attempt to its end. When cancelled it stops the body, and returns when it is gone."""
+    awaited = _Awaited(tell, begun)
+    executor.begin(attempt, awaited)
+    try:
+        outcome = await asyncio.shield(awaited.end)
+    except asyncio.CancelledError:
+        executor.stop(awaited)
+        await asyncio.wait([awaited.end])
+        awaited.end.exception()
+        raise
+    if outcome is None:
+        raise asyncio.CancelledError
+    return outcome

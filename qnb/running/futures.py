@@ -23,8 +23,9 @@ from qnb.models import JobSpec, Outcome, Report
 from qnb.running import capture
 from qnb.running.around import LifespanRun, fire, in_thread
 from qnb.running.attempt import Attempt, Ended, Runner, context_of, found, task_of
-from qnb.running.child import SlotDied, SlotLost, Suspects, Tell
+from qnb.running.body import SlotDied, SlotLost, Suspects, Tell
 from qnb.running.context import Reporter, Running, running_as
+from qnb.running.executors import TaskPerBody
 from qnb.running.messages import (
     SlotConfig,
     attempt_of,
@@ -45,7 +46,7 @@ START = 60.0
 HOOKS = 5.0
 
 
-class FuturesExecutor:
+class FuturesExecutor(TaskPerBody):
     """Runs bodies in the pool that ``factory`` (a callable, or ``module:attribute``) makes.
 
     A pool that breaks is replaced by a fresh one. A body that it ran alone raises
@@ -59,6 +60,7 @@ class FuturesExecutor:
         slots: int,
         clock: ServerClock | None = None,
     ) -> None:
+        super().__init__()
         self.slots = slots
         self.on_room: Callable[[], None] = nothing
         self._factory = factory

@@ -68,12 +68,13 @@ class Intake:
         self._executor = executor
         self._registry = registry
         self._gates = gates
-        executor.on_room = self._roomier
+        executor.on_room = self.roomier
         self._burst = burst
         self._linger = linger
         self._prefetch = leases.store.options.prefetch
         self._waiting: dict[str, tuple[Claimed, float]] = {}  # claimed, not launched: since when
         self._asking: set[str] = set()  # of these, those whose gates are being asked again
+        self._filling = False  # is a look for room due in this turn of the loop?
         self._entering: set[str] = set()  # launched, not yet seen by the executor
         self._mean: float | None = None  # seconds that a body takes
         self._last: Claimed | None = None  # the job launched last: the next one may be like it
@@ -100,11 +101,18 @@ class Intake:
         """A launched job is held no more."""
         self.held.pop(claimed.ref, None)
         self._entering.discard(claimed.ref)
-        self._roomier()
 
-    def _roomier(self) -> None:
+    def roomier(self) -> None:
+        """There may be more room than before: fill it, once for all that end in this turn."""
+        if not self._filling:
+            self._filling = True
+            asyncio.get_running_loop().call_soon(self._refill)
+
+    def _refill(self) -> None:
+        self._filling = False
         self._fill()
-        self._changed.set()
+        if not self.held or self._room() >= self._least():
+            self._changed.set()
 
     def start_now(self, ref: str) -> None:
         """Launch a job that waits here, whether there is room or not."""
@@ -130,7 +138,7 @@ class Intake:
             self._asking = set()
         if self.stopped.is_set():
             await self._hand_back(0)
-        self._roomier()
+        self.roomier()
 
     async def run(
         self,
@@ -184,8 +192,9 @@ class Intake:
 
     def _fill(self) -> None:
         """Launch what there is room for, first come first served."""
+        ready: list[Claimed] = []
         behind = 0
-        for ref, (claimed, _) in tuple(self._waiting.items()):
+        for ref, (claimed, _) in self._waiting.items():
             if ref in self._asking:
                 continue
             if self._executor.room(claimed.spec) <= len(self._entering):
@@ -193,10 +202,13 @@ class Intake:
                 if behind == BEHIND:
                     break
             else:
-                del self._waiting[ref]
                 self._entering.add(ref)
-                self._last = claimed
-                self._launch(claimed)
+                ready.append(claimed)
+        for claimed in ready:  # before any is launched: one may end at once, and call this again
+            del self._waiting[claimed.ref]
+        for claimed in ready:
+            self._last = claimed
+            self._launch(claimed)
 
     def _room(self) -> int:
         """How many more jobs are wanted."""
@@ -212,10 +224,14 @@ class Intake:
             return 0
         return min(AHEAD_JOBS, int(self._executor.slots * AHEAD / max(self._mean, 1e-4)))
 
+    def _least(self) -> int:
+        """How many jobs are worth a call: while others wait here, half of those claimed ahead."""
+        return max(1, self._ahead() // 2) if self._waiting else 1
+
     async def _next(self) -> list[Claimed]:
         """The next jobs; none if there is no room, or after a while without any."""
         room = self._room()
-        if room <= 0:
+        if room < self._least():
             await self._change(HOLD if self._waiting else None)
             return []
         if self.held or self._burst:

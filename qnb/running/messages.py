@@ -4,8 +4,9 @@
 supervisor → child
 ====================================  =========================================================
 SlotConfig                            first of all
-RUN seq alone now attempt             run this; ``alone``: nothing else beside it
+RUN seq place now attempt             run this, at its :class:`Place`
 STOP seq                              cancel this body, which shares the child with others
+PING number                           does your loop turn?
 HOOKS seq now attempt error again     tell the error hooks of a failure found outside
 ====================================  =========================================================
 
@@ -14,17 +15,21 @@ child → supervisor
 ====================================  =========================================================
 READY                                 the app is imported, its lifespan has begun
 FAILED text                           … or not, and why
-ENDED seq state outcome               a body has ended; how the child is (:class:`State`)
-STOPPED seq state                     … because it was told to
+BEGUN seq output                      a body that was NEXT has begun; output of the one before it
+                                      that was not read from outside yet
+ENDED seq state outcome               a body has ended; how the child is (:class:`State`); no
+                                      outcome: because it was told to
 REPORT seq report                     progress
 TEXT seq text                         output of a body that shares the child
 HOOKED seq state                      the hooks have been told
+PONG number                           it does, and bodies sent before have begun
 ====================================  =========================================================
 """
 
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Iterable
 from enum import IntEnum
 from operator import attrgetter
@@ -39,8 +44,8 @@ from qnb.running.attempt import Attempt
 from qnb.wire.origins import reference, resolve
 
 __all__ = [
-    "Said", "SlotConfig", "State", "Told", "attempt_of", "attempt_to", "outcome_of", "outcome_to",
-    "reader", "report_of", "report_to",
+    "TOKEN", "Place", "Said", "SlotConfig", "State", "Told", "attempt_of", "attempt_to",
+    "outcome_of", "outcome_to", "reader", "report_of", "report_to",
 ]  # fmt: skip
 
 
@@ -50,6 +55,7 @@ class Told(IntEnum):
     RUN = 0
     STOP = 1
     HOOKS = 2
+    PING = 3
 
 
 class Said(IntEnum):
@@ -58,10 +64,23 @@ class Said(IntEnum):
     READY = 0
     FAILED = 1
     ENDED = 2
-    STOPPED = 3
-    REPORT = 4
-    TEXT = 5
-    HOOKED = 6
+    REPORT = 3
+    TEXT = 4
+    HOOKED = 5
+    PONG = 6
+    BEGUN = 7
+
+
+class Place(IntEnum):
+    """Where in a child a body runs."""
+
+    SHARED = 0  #: beside others
+    ALONE = 1
+    NEXT = 2  #: alone, after those before it, if its token is still in the pipe of tokens then
+
+
+#: in that pipe, for each body that is NEXT: its number
+TOKEN = struct.Struct(">Q")
 
 
 class State(IntEnum):

@@ -6,31 +6,25 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
 import socket
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import partial
 
 from qnb.clock import ServerClock
 from qnb.errors import QnbError
 from qnb.models import Ending, Failure, JobSpec, Outcome
-from qnb.running.attempt import Attempt, retry_delay
-from qnb.running.child import Body, Child, SlotDied, SlotLost, Suspects, Tell, own_children
+from qnb.running.attempt import Attempt, Run, retry_delay
+from qnb.running.body import Body, SlotDied, SlotLost, Suspects, Unbegun
+from qnb.running.child import Child
+from qnb.running.crew import Crew
 from qnb.running.messages import SlotConfig, State
+from qnb.running.pace import Pace
+from qnb.running.spawned import environment, own_children
 from qnb.running.trees import memory_of
 
 __all__ = ["ProcessExecutor", "nothing"]
 
 log = logging.getLogger("qnb.worker")
-
-T = TypeVar("T")
-
-#: seconds for a child to come up, its imports and its lifespan included; and to leave
-SLOT_START = 60.0
-SLOT_LEAVE = 3.0
-
-#: bodies after which a child is replaced, so that what libraries leak stays small
-RECYCLE = 10_000
 
 #: seconds that a cancelled body which shares its child has to end
 GRACE = 0.3
@@ -41,11 +35,15 @@ MEMORY_EVERY = 0.05
 #: seconds for error hooks to be told of what was found here
 HOOKS = 5.0
 
-#: environment variables that limit the threads of numerical libraries
-THREADS = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)  # fmt: skip
+#: milliseconds: bodies that take less are handed to a child while it runs another one
+BRIEF = 1.0
+
+#: seconds without an end after which they are taken back; and that they may wait for a place then
+OVERDUE = 0.005
+HOLD = 0.1
+
+#: who waits for a child gets it, or the reason why there will be none
+Asker = Callable[[Child | QnbError], None]
 
 
 def nothing() -> None:
@@ -75,25 +73,20 @@ class ProcessExecutor:
     ) -> None:
         self.slots = slots
         self.on_room: Callable[[], None] = nothing
-        self._on_demand = on_demand
         self._adopts = adopts
         self._config = dataclasses.replace(
             config, url=url or config.url, max_memory=max_memory or config.max_memory
         )
         self._clock = clock
         self._concurrency = config.options.concurrency
-        self._environment = environment(self._config.url, slots)
-        self._children: set[Child] = set()  # all that live
-        self._serving: set[Child] = set()  # one for each slot
-        self._idle: list[Child] = []
-        self._sharing: list[Child] = []
-        self._spares: list[Child] = []  # ready to take the place of worn ones
-        self._waiting: list[asyncio.Future[None]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._crew = Crew(
+            self._config, environment(self._config.url, slots), slots, self, on_demand=on_demand
+        )
+        self._waiting: dict[object, tuple[bool, bool, Asker]] = {}  # see _ask; in turn
+        self._refused = False  # a body that needs a child at rest, since there last was one
+        self._looking = False  # at children that were given bodies ahead of time
         self._suspects = Suspects()
-        self._coming = 0  # children on demand that are being started
-        self._early = 0  # children in a row that have died before they were given anything
-        self._has_hooks = False  # of the app, as the newest child has said
+        self.pace = Pace()
         self._closing = False
 
     async def start(self) -> None:
@@ -101,16 +94,7 @@ class ProcessExecutor:
         self._config.packed()  # what cannot be sent is refused before any is started
         if self._adopts:
             own_children()
-        started = await asyncio.gather(
-            *(self._child() for _ in range(self.slots)), return_exceptions=True
-        )
-        failed = [error for error in started if isinstance(error, BaseException)]
-        if failed:
-            await self.close()
-            raise failed[0]
-        for child in started:
-            if isinstance(child, Child):
-                self._serve(child)
+        await self._crew.start()
 
     # -- what the worker asks ------------------------------------------------------------------
 
@@ -121,57 +105,81 @@ class ProcessExecutor:
     def room(self, spec: JobSpec | None = None) -> int:
         """How many more bodies like ``spec`` could start now; None: bodies that need a child."""
         # Those who wait here, hooks among them, come before new bodies.
-        idle = max(0, len(self._idle) - len(self._waiting))
-        if spec is None or self._is_alone(spec):
+        idle = max(0, len(self._crew.idle) - len(self._waiting))
+        if spec is None:
             return idle
-        taken = sum(len(child.bodies) for child in self._sharing)
-        return self._concurrency * (idle + len(self._sharing)) - taken
+        if self._is_alone(spec):
+            room = idle
+            if self._is_brief(spec):
+                return idle + (0 if self._is_kept() else sum(c.ahead for c in self._crew.serving))
+        else:
+            sharing = [child for child in self._crew.sharing if child.turns()]
+            taken = sum(len(child.bodies) for child in sharing)
+            room = self._concurrency * (idle + len(sharing)) - taken
+        self._refused |= room <= 0
+        return room
+
+    def _is_kept(self) -> bool:
+        """Does somebody need a child at rest? There would be none as long as brief bodies come."""
+        return self._refused or any(not brief for _, brief, _ in self._waiting.values())
 
     def _is_alone(self, spec: JobSpec) -> bool:
         return _alone(spec) or spec.task_id in self._suspects
+
+    def _is_brief(self, spec: JobSpec) -> bool:
+        """May it be handed to a child that runs another one?"""
+        return (
+            self.pace.within(spec.fn_name, BRIEF)
+            and spec.policy.max_memory is None
+            and spec.task_id not in self._suspects
+        )
 
     def stops(self, spec: JobSpec) -> bool:
         """Every body can be stopped here."""
         return True
 
-    async def run(
-        self, attempt: Attempt, tell: Tell, begun: Callable[[], None] = nothing
-    ) -> Outcome:
-        """Run one attempt to its end. Cancelling it ends the body and all that it has started."""
+    def begin(self, attempt: Attempt, run: Run) -> None:
+        """Run one attempt as soon as there is a place for it; ``run`` is told what becomes of it.
+
+        :class:`QnbError` as its end: no child could be started for it.
+        """
         alone = self._is_alone(attempt.spec)
-        child = await self._place(alone)
-        begun()
-        body = child.begin(attempt, tell, self._clock.now_ms(), alone=alone)
-        limit = attempt.spec.policy.max_memory
-        watch = self._keep(self._limit(child, body, limit)) if limit else None
-        try:
-            outcome = await body.ended
-        except asyncio.CancelledError:
-            await asyncio.shield(self._keep(self._stop(child, body)))
-            raise
-        finally:
-            if watch is not None:
-                watch.cancel()
-            if alone:
-                self._suspects.discard(attempt.spec.task_id)
-        if outcome is None:  # told to stop by nobody here
-            raise SlotLost(f"process {child.pid} has given the job up")
-        if outcome is body.verdict and outcome.failure is not None:
-            await self.report_failure(
-                attempt, outcome.failure.type, outcome.failure.message,
-                will_retry=outcome.retry_in_ms is not None,
-            )  # fmt: skip
-        return outcome
+        body = Body(attempt, run, alone=alone, brief=alone and self._is_brief(attempt.spec))
+        self._ask(run, partial(self._begin, body), alone=alone, brief=body.brief)
+
+    def _begin(self, body: Body, child: Child | QnbError) -> None:
+        if isinstance(child, QnbError):
+            body.stopped = self._closing
+            body.end(child)
+            return
+        spec = body.attempt.spec
+        body.shared = self._suspects.discard(spec.task_id)
+        child.begin(body, self._clock.now_ms())
+        if not body.has_begun and not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(OVERDUE, self._look)
+        if limit := spec.policy.max_memory:
+            self._crew.keep(self._limit(child, body, limit))
+
+    def stop(self, run: Run) -> None:
+        """End a body and all that it has started; ``run`` is told when they are gone."""
+        if self._waiting.pop(run, None):
+            run.ended(None)
+            return
+        for child in tuple(self._crew.children):
+            for body in tuple(child.bodies.values()):
+                if body.run is run:
+                    self._stop(child, body)
 
     async def report_failure(
         self, attempt: Attempt, error: str, message: str, *, will_retry: bool
     ) -> None:
         """Tell the error hooks, in a child, of a failure that was found out here."""
-        if not self._has_hooks:
+        if not self._crew.has_hooks:
             return
         with contextlib.suppress(TimeoutError, QnbError):
             async with asyncio.timeout(HOOKS):
-                child = await self._place(alone=True)
+                child = await self._place()
                 try:
                     await child.tell_hooks(
                         attempt, error, message, self._clock.now_ms(), again=will_retry
@@ -184,171 +192,158 @@ class ProcessExecutor:
     async def close(self) -> None:
         """End all children; those at rest may clean up, what still runs is killed."""
         self._closing = True
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(
-            *(
-                child.kill() if child.bodies else child.let_go(SLOT_LEAVE)
-                for child in tuple(self._children)
-            ),
-            return_exceptions=True,
-        )
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        waiting, self._waiting = self._waiting, {}
+        closed = QnbError("this worker is being stopped")
+        for *_, asker in waiting.values():
+            asker(closed)
+        for child in self._crew.children:
+            for body in child.bodies.values():
+                body.stopped = True
+        await self._crew.close()
 
     # -- children ------------------------------------------------------------------------------
 
-    async def _place(self, alone: bool) -> Child:
-        """A child for a body, as soon as there is one."""
-        while (child := self._take(alone)) is None:
-            if self._on_demand and len(self._serving) + self._coming < self.slots:
-                self._coming += 1
-                try:
-                    self._serve(await self._child())
-                finally:
-                    self._coming -= 1
-            else:
-                await self._wait()
+    def _ask(self, who: object, asker: Asker, *, alone: bool, brief: bool = False) -> None:
+        """Give ``asker`` a child for a body, now or as soon as there is one."""
+        child = self._take(alone, brief)
+        if child is not None:
+            asker(child)
+            return
+        self._waiting[who] = alone, brief, asker
+        self._crew.want(len(self._waiting))
+
+    def none(self, error: QnbError) -> None:
+        """There will be no child for the next one who waits."""
+        if self._waiting:
+            *_, asker = self._waiting.pop(next(iter(self._waiting)))
+            asker(error)
+        self._crew.want(len(self._waiting))
+
+    async def _place(self) -> Child:
+        """A child for hooks, as soon as there is one."""
+        given: asyncio.Future[Child | QnbError] = asyncio.get_running_loop().create_future()
+        self._ask(given, given.set_result, alone=True)
+        try:
+            child = await given
+        except asyncio.CancelledError:
+            self._waiting.pop(given, None)
+            if not given.cancelled() and isinstance(child := given.result(), Child):
+                self.freed(child, State.FINE)
+            raise
+        if isinstance(child, QnbError):
+            raise child
         return child
 
-    def _take(self, alone: bool) -> Child | None:
+    def _take(self, alone: bool, brief: bool) -> Child | None:
         if not alone:
-            for child in self._sharing:
-                if len(child.bodies) < self._concurrency and not (child.worn and self._spares):
-                    return child
-        if not self._idle:
-            return None
-        child = self._idle.pop()
-        if not alone:
-            self._sharing.append(child)
-        return child
+            asked = False
+            for child in self._crew.sharing:
+                if len(child.bodies) < self._concurrency and not (child.worn and self._crew.spares):
+                    if turns := child.turns():
+                        return child
+                    asked |= turns is None
+            if asked:  # a moment later it is known who can take it
+                return None
+        if self._crew.idle:
+            child = self._crew.idle.pop()
+            self._refused = False
+            if not alone:
+                self._crew.sharing.append(child)
+            return child
+        if (
+            brief
+            and not self._is_kept()
+            and (most := max(self._crew.serving, key=lambda c: c.ahead, default=None))
+        ):
+            return most if most.ahead else None
+        return None
 
     def freed(self, child: Child, state: State) -> None:
-        """A body of ``child`` has ended: it may serve others, or make place for a fresh one."""
-        if child.doomed:  # of what it has left behind, or of another body
-            self._drop(child)
+        """Bodies of ``child`` have ended: it may serve others, or make place for a fresh one."""
+        if child.doomed or child.is_dead:  # of what it has left behind, or of another body
+            self._crew.drop(child)
             return
-        if (state is State.WORN or child.done >= RECYCLE) and not child.worn:
-            child.worn = True
-            self._keep(self._renew(child))
+        self._crew.look_at(child, state)
         if not child.bodies:
-            if child in self._sharing:
-                self._sharing.remove(child)
-            self._idle.append(child)
-            if child.worn and self._spares:
-                self._swap(child, self._spares.pop())
-        self._changed()
+            self._crew.rests(child)
+        self.changed()
+
+    def answered(self) -> None:
+        """It is known whether a child's loop turns."""
+        self.changed()
 
     def died(self, child: Child) -> None:
         """``child`` is gone: its bodies are told, and another one takes its place."""
-        was_ours, child.doomed = child.doomed, True
-        self._children.discard(child)
-        bodies = list(child.bodies.values())
+        bodies = [body for body in child.bodies.values() if body.has_begun]
+        waited = [body for body in child.bodies.values() if not body.has_begun]
         child.bodies.clear()
-        if was_ours:
-            lost = SlotLost(f"process {child.pid} was ended because of another job in it")
-            for body in bodies:
-                body.fail(lost) if body.verdict is None else body.end(body.verdict)
+        if child.doomed:  # by us
+            self._crew.keep(self._tell_ended(child, bodies))
         else:
-            self._early = self._early + 1 if child.is_unused else 0
             log.warning("%s", child.how())
-            self._keep(self._tell(child, bodies))
-        self._drop(child)
+            self._crew.keep(self._tell(child, bodies))
+        self._crew.lost(child)
+        self.again(waited)
+
+    async def _tell_ended(self, child: Child, bodies: list[Body]) -> None:
+        """Say that we have ended ``child``, when all that it has started is gone too."""
+        await child.kill()
+        for body in bodies:
+            if (verdict := body.verdict) is None:
+                said = f"process {child.pid} was ended because of another job in it"
+                body.end(SlotLost(said))
+                continue
+            if (failure := verdict.failure) is not None:
+                await self.report_failure(
+                    body.attempt, failure.type, failure.message,
+                    will_retry=verdict.retry_in_ms is not None,
+                )  # fmt: skip
+            body.end(verdict)
 
     async def _tell(self, child: Child, bodies: list[Body]) -> None:
         """Say that ``child`` has died, when what it left behind is gone too."""
-        several = len(bodies) > 1
-        if several:  # nobody knows whose fault it was: each shows it alone
-            self._suspects.update(body.attempt.spec.task_id for body in bodies)
+        several = len(bodies) > 1  # nobody knows whose fault it was: each shows it alone
+        self._suspects.update((body.attempt.spec.task_id for body in bodies), shared=several)
         try:
             await child.clear(self._adopts)
         finally:
             for body in bodies:
                 shared = f"{child.how()}\n{len(bodies)} jobs shared it; each runs alone next"
-                body.fail(SlotLost(shared) if several else SlotDied(child.how()))
+                dead = SlotDied(child.how(), 1 + body.shared)
+                body.end(SlotLost(shared) if several else dead)
 
-    def _end(self, child: Child) -> asyncio.Task[None]:
+    def _end(self, child: Child) -> None:
         """Kill a child; another one takes its place at once."""
         child.doomed = True
-        self._drop(child)
-        return self._keep(child.kill())
-
-    def _drop(self, child: Child) -> None:
-        """Let ``child`` serve no more, and have another one in its place."""
-        for where in (self._idle, self._sharing, self._spares):
-            if child in where:
-                where.remove(child)
-        if child in self._serving:
-            self._serving.discard(child)
-            if self._spares:
-                self._serve(self._spares.pop())
-            elif self._on_demand:
-                self._changed()
-            elif not self._closing:
-                self._keep(self._replace())
-
-    def _serve(self, child: Child) -> None:
-        self._serving.add(child)
-        self._idle.append(child)
-        self._changed()
-
-    def _swap(self, worn: Child, fresh: Child) -> None:
-        self._serving.discard(worn)
-        self._idle.remove(worn)
-        self._keep(worn.let_go(SLOT_LEAVE))
-        self._serve(fresh)
-
-    async def _replace(self) -> None:
-        if self._early > 3:  # they die without having done anything
-            await asyncio.sleep(min(0.1 * 2 ** (self._early - 3), 5))
-        self._serve(await self._ready())
-
-    async def _renew(self, worn: Child) -> None:
-        fresh = await self._ready()
-        if worn in self._idle:
-            self._swap(worn, fresh)
-        elif worn in self._serving:
-            self._spares.append(fresh)
-        else:  # it has died, and was replaced
-            await fresh.let_go(SLOT_LEAVE)
-
-    async def _ready(self) -> Child:
-        """A fresh child, as soon as one will start."""
-        failures = 0
-        while True:
-            try:
-                return await self._child()
-            except (QnbError, OSError) as error:
-                log.warning("%s", error)
-                failures += 1
-                await asyncio.sleep(min(0.1 * 2**failures, 5))
-
-    async def _child(self) -> Child:
-        child = await Child.start(self._config, self._environment, self, SLOT_START)
-        if child.gone.done():
-            raise QnbError(f"a worker process ended at once: {child.how()}")
-        self._children.add(child)
-        self._has_hooks = child.has_hooks
-        return child
+        self.again(child.take_back())
+        self._crew.end(child)
 
     # -- stopping ------------------------------------------------------------------------------
 
-    async def _stop(self, child: Child, body: Body) -> None:
+    def _stop(self, child: Child, body: Body) -> None:
         """End a body; its child too, if it has that for itself or does not yield."""
-        if body.seq not in child.bodies:
+        body.stopped = True
+        if not body.has_begun:
+            self.again(child.take_back())
+        if child.doomed or body.seq not in child.bodies:
             return
-        if not body.alone and not child.doomed:
-            body.ended = asyncio.get_running_loop().create_future()  # its waiter took the first
+        if body.alone:
+            self._end(child)
+        else:
             child.stop(body)
-            await asyncio.wait([body.ended], timeout=GRACE)
-        if body.seq in child.bodies:
-            await (asyncio.wait([child.gone]) if child.doomed else self._end(child))
+            asyncio.get_running_loop().call_later(GRACE, self._insist, body, child)
+
+    def _insist(self, body: Body, child: Child) -> None:
+        if body.seq in child.bodies and not child.doomed:
+            self._end(child)
 
     async def _limit(self, child: Child, body: Body, limit: int) -> None:
         """End a body that holds more memory than its task allows."""
         used = 0
         while used <= limit:
             await asyncio.sleep(MEMORY_EVERY)
+            if body.seq not in child.bodies:
+                return
             used = await asyncio.to_thread(memory_of, child.pid)
         if body.seq not in child.bodies or child.doomed:
             return
@@ -367,25 +362,46 @@ class ProcessExecutor:
         )  # fmt: skip
         self._end(child)
 
-    # -- waiting -------------------------------------------------------------------------------
+    # -- bodies that wait in children ----------------------------------------------------------
 
-    async def _wait(self) -> None:
-        waiting = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        await waiting
+    def _look(self) -> None:
+        """Take back what waits in a child behind a body that is not brief after all."""
+        self._looking = False
+        loop = asyncio.get_running_loop()
+        for child in tuple(self._crew.serving):
+            if child.brief and len(child.bodies) > 1:
+                if child.done == child.seen:
+                    child.brief = False
+                    self.again(child.take_back())
+                else:
+                    child.seen = child.done
+                    self._looking = True
+        if self._looking:
+            loop.call_later(OVERDUE, self._look)
 
-    def _changed(self) -> None:
+    def again(self, bodies: list[Body]) -> None:
+        """Find another place for bodies that have waited in a child."""
+        for body in bodies:
+            if body.stopped or self._closing:
+                body.stopped = True
+                body.end(Unbegun("it was stopped before it began"))
+                continue
+            self._ask(body.run, partial(self._begin, body), alone=True, brief=True)
+            if body.run in self._waiting:
+                asyncio.get_running_loop().call_later(HOLD, self._give_up, body)
+
+    def _give_up(self, body: Body) -> None:
+        if self._waiting.pop(body.run, None):
+            body.end(Unbegun(f"it has waited {HOLD:g} s behind a job that takes longer"))
+
+    def changed(self) -> None:
+        """There may be room now: for those who wait here, or for more."""
+        for who, (alone, brief, asker) in tuple(self._waiting.items()):
+            if who in self._waiting and (child := self._take(alone, brief)) is not None:
+                del self._waiting[who]
+                asker(child)
+        self._crew.want(len(self._waiting))
         self.on_room()
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            if not each.done():
-                each.set_result(None)
-
-    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _alone(spec: JobSpec) -> bool:
@@ -394,13 +410,3 @@ def _alone(spec: JobSpec) -> bool:
     if policy.max_memory is not None or policy.isolation == "process":
         return True
     return not spec.is_async and policy.isolation is None
-
-
-def environment(url: str | None, slots: int) -> dict[str, str]:
-    """The environment of child processes: the store for an ``App()`` made in a task, and as many
-    threads for numerical libraries as each slot has cores, unless the user has said how many."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    each = str(max(1, cores // slots))
-    store = {"QNB_REDIS_URL": url} if url else {}
-    return {**dict.fromkeys(THREADS, each), **os.environ, **store}

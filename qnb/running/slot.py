@@ -1,6 +1,7 @@
 """A worker's child process: runs bodies for the supervisor that started it.
 
-``python -m qnb.running.slot FD PARENT`` speaks :mod:`~qnb.running.messages` on the socket ``FD``.
+``python -m qnb.running.slot LINK OUTPUT TOKENS PARENT`` speaks :mod:`~qnb.running.messages` on the
+socket ``LINK``; ``OUTPUT`` and ``TOKENS`` are pipes that it and its supervisor read.
 It knows nothing of the store; it dies with its supervisor, or when that closes the socket.
 
 The main thread runs an event loop, and steps out of it to run a body that has the process to
@@ -40,6 +41,8 @@ from qnb.running.attempt import Attempt, Ended, Runner, context_of, found, task_
 from qnb.running.context import Reporter, Running, running, running_as
 from qnb.running.measure import resident
 from qnb.running.messages import (
+    TOKEN,
+    Place,
     Said,
     SlotConfig,
     State,
@@ -49,7 +52,10 @@ from qnb.running.messages import (
     reader,
     report_to,
 )
+from qnb.running.outlet import read_all
+from qnb.running.pace import Pace
 from qnb.running.progress import watch_tqdm
+from qnb.running.traces import Traces, heed_no_signals
 from qnb.wire.codec import Codec
 
 __all__ = ["Slot", "SlotConfig", "served"]
@@ -57,8 +63,17 @@ __all__ = ["Slot", "SlotConfig", "served"]
 #: seconds for the lifespan's cleanup when the supervisor lets this process go
 CLEANUP = 2.0
 
-#: seconds that threads of a body, and tasks that it has left, are given to end by themselves
-THREADS = 0.05
+#: milliseconds: the outcomes of bodies that share this process and take less are sent together
+BRIEF = 1.0
+
+#: most ends that are sent together: the supervisor acts on some while others still run
+TOGETHER = 8
+
+#: seconds that the loop stands still, at most, while bodies run one after the other
+ROUND = 0.02
+
+#: seconds that tasks which a body has left are given to end by themselves
+TASKS = 0.05
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -84,10 +99,15 @@ def served(config: SlotConfig) -> tuple[Codec, Registry]:
 class Slot:
     """The child's end of the socket."""
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self, link: socket.socket, output: int, tokens: int) -> None:
         self._link = link
+        self._output = output
+        self._tokens = tokens
+        self._token = 0  # the last that was taken
         self._messages = reader()
         self._sending = threading.Lock()
+        self._ends: list[bytes] = []  # of bodies, not sent yet
+        self._pace = Pace()
         self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._clock = ServerClock()
@@ -96,11 +116,10 @@ class Slot:
         self._stopping: set[int] = set()  # of those, who are to end now
         self._threads = ThreadPoolExecutor(1000, thread_name_prefix="qnb-task")
         self._loop.set_default_executor(self._threads)
-        self._own: set[int] = set()  # processes that belong to this one, not to a body
         self._theirs: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()  # tasks of bodies
         self._loop.set_task_factory(self._task)
         self._open = True
-        self._libc = ctypes.CDLL(None)
+        self._spent = False  # something that a body has left behind goes on
 
     def start(self) -> bool:
         """Read the configuration, import the app, begin its lifespan; whether that worked."""
@@ -126,8 +145,7 @@ class Slot:
         except Exception as error:
             self._say(Said.FAILED, f"{type(error).__name__}: {error}")
             raise
-        self._own = set(self._children())
-        self._place = _Place()
+        self._traces = Traces()
         self._say(Said.READY, bool(self._registry.error_hooks))
         return True
 
@@ -136,11 +154,15 @@ class Slot:
         self._loop.add_reader(self._link, self._read)
         for message in self._messages:
             self._take(message)
+        turned = 0.0
         while self._open:
-            if not self._waiting:
+            if not self._waiting or self._loop.time() - turned > ROUND:
+                if self._waiting:
+                    self._loop.stop()  # after one round
                 with contextlib.suppress(SystemExit, KeyboardInterrupt):  # of a body's own task
                     self._loop.run_forever()
-            while self._waiting:
+                turned = self._loop.time()
+            if self._waiting:
                 self._alone(self._waiting.popleft())
         self._loop.remove_reader(self._link)
         with contextlib.suppress(TimeoutError):
@@ -157,7 +179,7 @@ class Slot:
             data = b""
         if not data:
             self._open = False
-            self._loop.stop()
+            self._stop()
             return
         self._messages.feed(data)
         for message in self._messages:
@@ -169,17 +191,40 @@ class Slot:
             if task := self._shared.get(seq):
                 self._stopping.add(seq)
                 self._loop.call_soon(task.cancel)  # not before its first step: it must answer
-        elif kind == Told.HOOKS or message[2]:
+        elif kind == Told.PING:
+            self._loop.call_soon(self._say, Said.PONG, seq)  # after the first steps of bodies
+        elif self._spent:
+            return
+        elif kind == Told.HOOKS or message[2] != Place.SHARED:
             self._waiting.append(message)
-            self._loop.stop()
+            self._stop()
         else:
             self._clock.set(message[3])
             body = self._share(seq, attempt_of(message[4]))
-            task = self._shared[seq] = self._loop.create_task(body)
-            task.add_done_callback(_unfinished)
+            self._shared[seq] = asyncio.Task(body, loop=self._loop)
+
+    def _stop(self) -> None:
+        """Leave the loop, if this is called on it."""
+        if self._loop.is_running():
+            self._loop.stop()
 
     def _say(self, *message: Any) -> None:
-        data = msgpack.packb(message)
+        self._send(msgpack.packb(message))
+
+    def _say_ended(self, *message: Any) -> None:
+        """Say it at the end of this round of the loop at the latest, together with others."""
+        if not self._ends and self._shared:
+            self._loop.call_soon(self._send_ends)
+        self._ends.append(msgpack.packb((Said.ENDED, *message)))
+        if not self._shared or len(self._ends) == TOGETHER:
+            self._send_ends()
+
+    def _send_ends(self) -> None:
+        ends, self._ends = self._ends, []
+        if ends and os.getpid() == self._process:
+            self._send(b"".join(ends))
+
+    def _send(self, data: bytes) -> None:
         with self._sending, contextlib.suppress(OSError):  # its end is seen by reading
             self._link.sendall(data)
 
@@ -196,8 +241,11 @@ class Slot:
         if message[0] == Told.HOOKS:
             self._hooks(message)
             return
-        _, seq, _, now, fields = message
-        self._clock.set(now)
+        _, seq, place, now, fields = message
+        if place == Place.NEXT and not self._begins(seq):
+            return
+        if place == Place.ALONE:  # what has waited here knows an older time
+            self._clock.set(now)
         attempt = attempt_of(fields)
         threads = threading.active_count()
         reporter = self._reporter(seq)
@@ -211,9 +259,26 @@ class Slot:
         if ended.failure is not None:
             self._on_loop(self._fire(attempt, ended.failure, reporter))
         left = self._on_loop(self._end_tasks()) if self._theirs else False
-        self._flush()
-        state = self._state(threads)
-        self._say(Said.ENDED, seq, State.LEFT if left else state, outcome_to(ended.outcome))
+        self._traces.flush()
+        state = State.LEFT if left else self._state(threads)
+        if state is State.LEFT:  # this process is to be ended: it begins nothing more
+            self._spent = True
+            self._waiting.clear()
+        self._ends.append(msgpack.packb((Said.ENDED, seq, state, outcome_to(ended.outcome))))
+        if not self._waiting:
+            self._read()  # what has come meanwhile
+        if not (self._waiting and self._waiting[0][:3:2] == [Told.RUN, Place.NEXT]):
+            self._send_ends()  # else together with the next one's beginning
+
+    def _begins(self, seq: int) -> bool:
+        """Begin a body that has waited here; False if the supervisor has taken it back."""
+        with contextlib.suppress(BlockingIOError):
+            while self._token < seq:
+                (self._token,) = TOKEN.unpack(os.read(self._tokens, TOKEN.size))
+        if self._token == seq:
+            self._ends.append(msgpack.packb((Said.BEGUN, seq, read_all(self._output))))
+        self._send_ends()
+        return self._token == seq
 
     def _on_loop(self, work: Any) -> Any:
         """Run ``work`` on the loop, which reads no messages meanwhile."""
@@ -240,40 +305,47 @@ class Slot:
         if left:
             for task in left:
                 task.cancel()
-            _, left = await asyncio.wait(left, timeout=THREADS)
+            _, left = await asyncio.wait(left, timeout=TASKS)
         return bool(left)
 
     async def _share(self, seq: int, attempt: Attempt) -> None:
         """Run a body beside others."""
+        if not self._pace.within(attempt.spec.fn_name, BRIEF):
+            self._send_ends()  # it may block this process, or end it
         feed = capture.Feed(self._loop, lambda text: self._say(Said.TEXT, seq, text))
-        reporter = self._reporter(seq)
-        ended: Ended | None = None
-        with capture.capturing(feed):
-            try:
-                ended = await self._beside(seq, attempt, reporter)
-                if ended.failure is not None:
-                    await self._fire(attempt, ended.failure, reporter)
-            except asyncio.CancelledError:
-                ended = None
-        if os.getpid() != self._process:
-            os._exit(0)
-        feed.close()
-        del self._shared[seq]
-        self._stopping.discard(seq)
-        state = State.FINE
-        if not self._shared:
-            left = await self._end_tasks()
-            self._flush()
-            state = State.LEFT if left else self._state(None)
-        if ended is None:
-            self._say(Said.STOPPED, seq, state)
-        else:
-            self._say(Said.ENDED, seq, state, outcome_to(ended.outcome))
+        capture.capture(feed)
+        try:
+            ended = await self._beside(seq, attempt)
+            feed.close()
+            del self._shared[seq]
+            self._stopping.discard(seq)
+            if ended is not None:
+                took = ended.outcome.finish - ended.outcome.start
+                self._pace.took(attempt.spec.fn_name, took)
+            state = State.FINE if self._shared else await self._rest()
+            self._say_ended(seq, state, outcome_to(ended.outcome) if ended else None)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - nobody must wait for an end that is not told
+            traceback.print_exception(error)
+            os._exit(1)
 
-    async def _beside(self, seq: int, attempt: Attempt, reporter: Reporter) -> Ended:
-        if attempt.spec.is_async or attempt.spec.policy.isolation != "thread":
-            stopped = partial(self._stopping.__contains__, seq)
-            return await self._runner.run_async(attempt, reporter, stopped=stopped)
+    async def _beside(self, seq: int, attempt: Attempt) -> Ended | None:
+        """How a body has ended; None if it was told to."""
+        reporter, ended = self._reporter(seq), None
+        with contextlib.suppress(asyncio.CancelledError):
+            if attempt.spec.is_async or attempt.spec.policy.isolation != "thread":
+                stopped = partial(self._stopping.__contains__, seq)
+                ended = await self._runner.run_async(attempt, reporter, stopped=stopped)
+            else:
+                ended = await self._in_thread(attempt, reporter)
+            if ended.failure is not None:
+                await self._fire(attempt, ended.failure, reporter)
+        if os.getpid() != self._process:  # the body forked, and this is its copy
+            os._exit(0)
+        return ended
+
+    async def _in_thread(self, attempt: Attempt, reporter: Reporter) -> Ended:
         work = self._loop.run_in_executor(
             self._threads, copy_context().run, self._runner.run, attempt, reporter
         )
@@ -283,123 +355,30 @@ class Slot:
             await asyncio.wait([work])  # it has not ended before its thread has
             raise
 
+    async def _rest(self) -> State:
+        """Be as before, when no body runs any more."""
+        left = await self._end_tasks() if self._theirs else False
+        self._traces.flush()
+        return State.LEFT if left else self._state(None)
+
+    def _state(self, threads: int | None) -> State:
+        """How this process is after a body, before which it had so many threads."""
+        if self._traces.remain(threads):
+            return State.LEFT
+        return State.WORN if self._limit and resident() > self._limit else State.FINE
+
     def _hooks(self, message: list[Any]) -> None:
         _, seq, now, fields, error, text, again = message
         self._clock.set(now)
         attempt = attempt_of(fields)
         told = context_of(attempt, found(error, text), will_retry=again)
         self._on_loop(self._fire(attempt, told, self._reporter(seq)))
-        self._flush()
+        self._traces.flush()
         self._say(Said.HOOKED, seq, State.FINE)
 
     async def _fire(self, attempt: Attempt, failure: ErrorContext, reporter: Reporter) -> None:
         with running_as(Running(task_of(attempt), reporter)):
             await fire(self._registry, failure)
-
-    # -- after a body --------------------------------------------------------------------------
-
-    def _flush(self) -> None:
-        """Bring what was printed on its way before the outcome is."""
-        for name in ("stdout", "stderr"):
-            with contextlib.suppress(Exception):  # the body may have closed or replaced it
-                getattr(sys, name).flush()
-        self._libc.fflush(None)
-
-    def _state(self, threads: int | None) -> State:
-        if not self._place.restore():
-            return State.LEFT
-        if self._left_processes() or (threads is not None and self._left_threads(threads)):
-            return State.LEFT
-        return State.WORN if self._limit and resident() > self._limit else State.FINE
-
-    def _children(self) -> list[int]:
-        if hasattr(os, "waitid"):
-            try:
-                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return []  # nearly always; one cheap call
-        import psutil
-
-        return [child.pid for child in psutil.Process().children()]
-
-    def _left_processes(self) -> bool:
-        """Whether processes of the body live on; those that have ended are collected."""
-        left = False
-        for pid in self._children():
-            if pid not in self._own:
-                try:
-                    left |= os.waitpid(pid, os.WNOHANG)[0] == 0
-                except ChildProcessError:
-                    continue
-        return left
-
-    def _left_threads(self, before: int) -> bool:
-        if threading.active_count() <= before:
-            return False
-        left = False
-        for thread in threading.enumerate():
-            if not thread.daemon and thread is not threading.main_thread():
-                thread.join(THREADS)
-                left |= thread.is_alive() and "qnb-task" not in thread.name
-        return left
-
-
-class _Place:
-    """What a body finds, and may have changed: streams, the folder, the umask, timers."""
-
-    def __init__(self) -> None:
-        self._streams = sys.stdout, sys.stderr
-        self._files = [self._file(fd) for fd in (1, 2)]
-        self._umask = os.umask(0o077)
-        os.umask(self._umask)
-        self._folder: int | None = None
-        with contextlib.suppress(OSError):  # it may not be ours to read
-            self._folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-
-    def restore(self) -> bool:
-        """Put things back for the next body; False if that cannot be."""
-        sys.stdout, sys.stderr = self._streams
-        for number in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-            signal.setitimer(number, 0)
-        _heed_no_signals()
-        os.umask(self._umask)
-        try:
-            if self._folder is not None:
-                os.fchdir(self._folder)
-            # What the body has made of them cannot be undone for all that write there.
-            return not any(stream.closed for stream in self._streams) and self._files == [
-                self._file(fd) for fd in (1, 2)
-            ]
-        except OSError:
-            return False
-
-    @staticmethod
-    def _file(fd: int) -> tuple[int, int]:
-        found = os.fstat(fd)
-        return found.st_dev, found.st_ino
-
-
-def _heed_no_signals() -> None:
-    """The supervisor decides when to stop, also when it gets the same signal as this process.
-
-    A handler that does nothing, for a program that a body starts would inherit that a signal is
-    ignored.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not _nothing:
-            signal.signal(number, _nothing)
-            signal.siginterrupt(number, False)
-
-
-def _nothing(*_: object) -> None:
-    """Not for this process."""
-
-
-def _unfinished(task: asyncio.Task[None]) -> None:
-    """A body whose end cannot be told must not be waited for: the death of its process is seen."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        traceback.print_exception(error)
-        os._exit(1)
 
 
 def _bind_to(parent: int) -> None:
@@ -412,10 +391,10 @@ def _bind_to(parent: int) -> None:
         os._exit(1)
 
 
-def main(fd: int, parent: int) -> None:
-    """Serve the supervisor ``parent`` on the socket ``fd`` until it closes."""
+def main(link: int, output: int, tokens: int, parent: int) -> None:
+    """Serve the supervisor ``parent`` on the socket ``link`` until it closes."""
     _bind_to(parent)
-    _heed_no_signals()
+    heed_no_signals()
     free_forks()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(  # type: ignore[union-attr]
@@ -423,8 +402,9 @@ def main(fd: int, parent: int) -> None:
         )
     capture.divert(through=False)
     watch_tqdm()
-    os.set_inheritable(fd, False)
-    slot = Slot(socket.socket(fileno=fd))
+    for fd in (link, output, tokens):
+        os.set_inheritable(fd, False)
+    slot = Slot(socket.socket(fileno=link), output, tokens)
     if slot.start():
         slot.serve()
 
@@ -432,4 +412,4 @@ def main(fd: int, parent: int) -> None:
 if __name__ == "__main__":
     if sys.path and Path(sys.path[0]).resolve() == Path(__file__).parent:
         del sys.path[0]
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

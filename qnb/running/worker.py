@@ -13,38 +13,37 @@ import logging
 import os
 import secrets
 import socket
-from collections import OrderedDict
+import time
 from collections.abc import Awaitable, Callable, Container
-from functools import partial
 from typing import Any
 
-from qnb.batching import Batcher
 from qnb.clock import backoff, jittered
 from qnb.errors import BrokerError
-from qnb.models import Ending, Failure, JobSpec, Outcome
 from qnb.registry import Registry
-from qnb.running.attempt import Attempt, lost_outcome, retry_delay
+from qnb.running.attempt import lost_outcome
 from qnb.running.bulletin import Bulletin
-from qnb.running.executors import Executor, SlotDied, SlotLost
+from qnb.running.executors import Executor
 from qnb.running.gatekeeper import Gatekeeper
 from qnb.running.intake import LEAVE, Intake
 from qnb.running.newsroom import Newsroom
+from qnb.running.runs import Runs, lost
 from qnb.running.timers import Timers
 from qnb.storage.keys import UNFINISHED_TTL_MS
 from qnb.storage.leases import Leases
-from qnb.storage.records import Claimed, Finished
-from qnb.storage.store import Store, aborted, expired
+from qnb.storage.records import Claimed
+from qnb.storage.store import Store
 from qnb.wire.codec import Codec
 
 __all__ = ["Worker"]
 
 log = logging.getLogger("qnb.worker")
 
-#: shipped functions kept as bytes, to hand to executors
-KEPT_CODE = 64
+#: seconds between two looks for workers that have fallen silent, at most
+RECOVER = 0.8
 
-#: seconds after which a lingering worker believes that its server will not come back
-GIVE_UP = 600.0
+#: seconds beyond a lease that others are given to renew what they hold after an outage: they
+#: reconnect at random moments
+GRACE = 2.0
 
 
 class Worker:
@@ -76,7 +75,11 @@ class Worker:
         self._linger = linger
         self._blobs = codec.blobs
         self._started = 0
-        self._leases = Leases(store, f"{self.id}~{self._options.lease_ms}")
+        self.consumer = f"{self.id}~{self._options.lease_ms}"  #: its name as a holder of leases
+        self.renewed = time.monotonic()  #: when it has last renewed them
+        self._looked = 0.0  # at others' leases, by the server's clock
+        self._fair_from = 0.0  # when on the monotonic clock they may be judged
+        self._leases = Leases(store, self.consumer)
         self._timers = Timers(self._leases, registry, codec)
         self._news = Newsroom(self._leases)
         self._bulletin = Bulletin()
@@ -84,14 +87,10 @@ class Worker:
         self._intake = Intake(
             self._leases, executor, registry or Registry(), self._gates, burst=burst, linger=linger
         )
-        self._attempts: dict[str, asyncio.Task[None]] = {}
-        self._asked: dict[str, str] = {}  # refs of jobs to be aborted, and by whom
-        self._begun: set[str] = set()  # refs whose body has been started, and not reported yet
-        self._running: set[str] = set()  # refs whose body runs
-        self._code: OrderedDict[str, bytes] = OrderedDict()
-        self._done = 0
-        self._marks: Batcher[tuple[Claimed, int], None] = Batcher(self._send_marks)
-        self._ends: Batcher[Finished, bool] = Batcher(self._send_ends)
+        self._runs = Runs(
+            self.id, self._leases, executor, self._intake, self._gates, self._news, self._bulletin,
+            linger=linger,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Claim nothing more, let running jobs finish, then leave. Call it on the worker's loop."""
@@ -103,13 +102,15 @@ class Worker:
             if not await self._ready():
                 return
             self._started = self._clock.now_ms()
+            self._looked = self._clock.now_ms() / 1000
             await self._describe()
             await self._heartbeat()
             await self._gates.look()
             async with asyncio.TaskGroup() as group:
+                self._runs.serve(group)
                 work = {
                     "renew": self._every(self._lease / 3, self._renew),
-                    "recover": self._every(self._lease / 3, self._recover),
+                    "recover": self._every(min(self._lease / 3, RECOVER), self._recover),
                     "sweep": self._every(60, self._leases.sweep_index),
                     "tidy": self._every(3600, self._tidy),
                     "timers": self._timers.run(),
@@ -120,16 +121,16 @@ class Worker:
                     "looked at": self._bulletin.answer(self._heartbeat),
                 }
                 loops = [group.create_task(each, name=f"qnb-{name}") for name, each in work.items()]
-                await self._intake.run(partial(self._launch, group), self._reclaim)
+                await self._intake.run(self._runs.launch, self._reclaim)
                 for loop in loops:
                     loop.cancel()
         finally:
+            self._runs.serve(None)
             await self._executor.close()
             with contextlib.suppress(BrokerError, TimeoutError):  # else their leases run out
                 async with asyncio.timeout(LEAVE):
-                    await self._marks.flush()
-                    await self._ends.flush()
-                    await self._release(await self._leases.unseen(()), begun=self._begun)
+                    await self._runs.flush()
+                    await self._release(await self._leases.unseen(()), begun=self._runs.unreported)
                     await self._gates.flush()
                     await self._leases.leave(self.id)
             await self._leases.drop_claim()
@@ -157,6 +158,11 @@ class Worker:
             await self._heartbeat()
 
     @property
+    def held(self) -> list[Claimed]:
+        """The jobs that it holds now; from any thread."""
+        return list(self._intake.held.values())
+
+    @property
     def _lease(self) -> float:
         return self._options.lease_ms / 1000
 
@@ -179,196 +185,9 @@ class Worker:
         """Hand jobs back; those whose body had ``begun`` lose a start by it."""
         now = self._clock.now_ms()
         for claimed in jobs:
-            lost = _lost(claimed, now, f"worker {self.id} was stopped")
-            await self._leases.give_back(claimed, lost, begun=claimed.ref in begun)
+            loss = lost(claimed, now, f"worker {self.id} was stopped")
+            await self._leases.give_back(claimed, loss, begun=claimed.ref in begun)
             self._gates.left(claimed.spec)
-
-    # -- running -------------------------------------------------------------------------------
-
-    def _launch(self, group: asyncio.TaskGroup, claimed: Claimed) -> None:
-        task = group.create_task(self._attempt(claimed), name="qnb-attempt")
-        self._attempts[claimed.ref] = task
-        task.add_done_callback(lambda _: self._let_go(claimed))
-
-    def _let_go(self, claimed: Claimed) -> None:
-        del self._attempts[claimed.ref]
-        self._asked.pop(claimed.ref, None)
-        self._news.forget(claimed.ref)
-        self._done += 1
-        self._gates.left(claimed.spec)
-        self._intake.let_go(claimed)
-
-    async def _attempt(self, claimed: Claimed) -> None:
-        """Run a held job once, and say in the store what became of it."""
-        outcome = await self._outcome(claimed)
-        if outcome is None:  # it was handed back
-            return
-        self._intake.took(outcome.finish - outcome.start)
-        self._bulletin.outcome(claimed.spec, outcome)
-        if outcome.retry_in_ms is not None:
-            await self._news.flush([claimed.ref])
-            answer = await self._patiently(partial(self._leases.retry, claimed, outcome))
-            if answer == 2:  # an abort was asked for while it ran
-                outcome = self._aborted(claimed, outcome.start, "before its next attempt")
-            elif answer == 0:
-                self._stale(claimed)
-        # before its end is stored: whoever dies in between, no sweep goes on after its failure
-        await self._patiently(partial(self._gates.failed, claimed.spec, outcome))
-        if outcome.retry_in_ms is None and not await self._ends.put(
-            Finished(claimed, outcome, self._news.has_log(claimed.ref))
-        ):
-            self._stale(claimed)
-        self._begun.discard(claimed.ref)
-
-    async def _outcome(self, claimed: Claimed) -> Outcome | None:
-        """How the attempt ended; None if its process was lost and the job has been put back."""
-        spec, start = claimed.spec, self._clock.now_ms()
-        if claimed.expires_at is not None and claimed.expires_at <= start:
-            self._intake.entered(claimed)
-            return expired(spec.task_id, claimed.starts, start)
-        try:
-            code = await self._code_for(spec)
-            if claimed.ref in self._asked:
-                return self._aborted(claimed, start, "before it was started")
-            attempt = Attempt(
-                spec, claimed.attempt, claimed.starts + 1, claimed.call, code,
-                claimed.lost,
-            )  # fmt: skip
-            start = self._clock.now_ms()
-            self._running.add(claimed.ref)
-            return await self._run(claimed, attempt)
-        except SlotDied as death:
-            log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, death)
-            await self._crashed(claimed, str(death), start)
-            return None
-        except SlotLost as loss:
-            log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, loss)
-            back = _lost(claimed, self._clock.now_ms(), str(loss), start)
-            await self._patiently(lambda: self._leases.give_back(claimed, back, begun=False))
-            self._begun.discard(claimed.ref)
-            return None
-        except asyncio.CancelledError:
-            if claimed.ref not in self._asked:
-                raise
-            if (task := asyncio.current_task()) is not None:
-                task.uncancel()
-            return self._aborted(claimed, start, "while it ran", self._runs_on(spec))
-        finally:
-            self._intake.entered(claimed)
-            self._running.discard(claimed.ref)
-            self._bulletin.ended(claimed.ref)
-
-    async def _run(self, claimed: Claimed, attempt: Attempt) -> Outcome:
-        hear, limit = partial(self._news.hear, claimed), claimed.spec.policy.timeout_ms
-        loop, start, watch = asyncio.get_running_loop(), 0, asyncio.timeout(None)
-
-        def begun() -> None:  # what it has waited for a place to run in does not count
-            nonlocal start
-            start = self._clock.now_ms()
-            self._begun.add(claimed.ref)
-            self._bulletin.begun(claimed.ref, claimed.spec, start)
-            self._marks.put((claimed, start)).add_done_callback(_retrieved)
-            if limit is not None:
-                watch.reschedule(loop.time() + limit / 1000)
-
-        self._intake.entered(claimed)
-        if limit is None:
-            return await self._executor.run(attempt, hear, begun)
-        try:
-            async with watch:
-                return await self._executor.run(attempt, hear, begun)
-        except TimeoutError:
-            if not watch.expired():
-                raise
-        return await self._overtime(attempt, start, limit)
-
-    async def _overtime(self, attempt: Attempt, start: int, limit: int) -> Outcome:
-        spec, delay = attempt.spec, retry_delay(attempt.spec.policy, attempt.failures)
-        message = f"job {spec.task_id!r} ran longer than its timeout of {limit / 1000:g} s"
-        message += self._runs_on(spec)
-        await self._executor.report_failure(
-            attempt, "TimeoutError", message, will_retry=delay is not None
-        )
-        return Outcome(
-            ending=Ending.FAILED,
-            tries=attempt.tries,
-            start=start,
-            finish=self._clock.now_ms(),
-            failure=Failure("TimeoutError", message, f"TimeoutError({message!r})"),
-            retry_in_ms=delay,
-        )
-
-    async def _crashed(self, claimed: Claimed, how: str, start: int) -> None:
-        """A body has ended its process: the job is put back, or ended if that was too often."""
-        lost = _lost(claimed, self._clock.now_ms(), how, start)
-        await self._news.flush([claimed.ref])
-        lives = await self._patiently(lambda: self._leases.give_back(claimed, lost, begun=True))
-        self._begun.discard(claimed.ref)
-        if not lives:
-            await self._patiently(partial(self._gates.failed, claimed.spec))
-        if not lives and lost.failure is not None:
-            attempt = Attempt(claimed.spec, claimed.attempt, claimed.starts + 1, claimed.call)
-            await self._executor.report_failure(
-                attempt, "WorkerCrashed", lost.failure.message, will_retry=False
-            )
-
-    def _aborted(self, claimed: Claimed, start: int, when: str, but: str = "") -> Outcome:
-        how = f"aborted {when} by {self._asked.get(claimed.ref, 'its client')}{but}"
-        now = self._clock.now_ms()
-        return aborted(claimed.spec.task_id, claimed.starts + 1, now, how, start)
-
-    def _runs_on(self, spec: JobSpec) -> str:
-        if self._executor.stops(spec):
-            return ""
-        here = spec.is_async and spec.policy.isolation != "thread"
-        return f"; its {'coroutine' if here else 'thread'} cannot be stopped and runs on"
-
-    def _stale(self, claimed: Claimed) -> None:
-        log.warning(
-            "job %r of task %r: another worker had taken it over; attempt %d is dropped",
-            claimed.spec.task_id, claimed.spec.fn_name, claimed.attempt,
-        )  # fmt: skip
-
-    async def _code_for(self, spec: JobSpec) -> bytes | None:
-        if not self._executor.needs_code(spec):
-            return None
-        code = self._code.get(spec.function)
-        if code is None:
-            code = await self._patiently(lambda: self._store.function(spec.function))
-            if code is not None:
-                self._code[spec.function] = code
-                if len(self._code) > KEPT_CODE:
-                    self._code.popitem(last=False)
-        return code
-
-    async def _patiently(self, act: Callable[[], Awaitable[Any]]) -> Any:
-        """``act``, again and again until the store has taken it.
-
-        Only a worker with a ``linger`` gives up: its server may be gone with its user's session.
-        """
-        loop = asyncio.get_running_loop()
-        attempt, since = 0, loop.time()
-        while True:
-            try:
-                return await act()
-            except BrokerError as error:
-                log.warning("%s", error)
-                if self._linger is not None and loop.time() - since > max(self._linger, GIVE_UP):
-                    raise
-                await asyncio.sleep(backoff(attempt))
-                attempt += 1
-
-    async def _send_marks(self, marks: list[tuple[Claimed, int]]) -> list[None]:
-        # A body that is over already needs no mark: its end says all.
-        still = [mark for mark in marks if mark[0].ref in self._running]
-        if still:
-            await self._leases.start(self.id, still)
-        return [None] * len(marks)
-
-    async def _send_ends(self, ends: list[Finished]) -> list[bool]:
-        await self._news.flush([end.claimed.ref for end in ends])
-        accepted: list[bool] = await self._patiently(lambda: self._leases.finish(ends))
-        return accepted
 
     # -- leases and commands -------------------------------------------------------------------
 
@@ -413,30 +232,16 @@ class Worker:
             again.clear()
             self._gates.wake()  # it may have been said unheard, too
             with contextlib.suppress(BrokerError):  # the next renewal asks again
-                self._abort(await self._leases.asked(list(self._intake.held.values())))
-
-    def _abort(self, asked: dict[str, str]) -> None:
-        for ref, who in asked.items():
-            if ref in self._asked:
-                continue
-            self._asked[ref] = who
-            if ref in self._running:
-                self._attempts[ref].cancel()
-            else:
-                self._intake.start_now(ref)  # if it waits here; its attempt ends at once
+                self._runs.abort(await self._leases.asked(list(self._intake.held.values())))
 
     async def _renew(self) -> None:
         """Keep what is held; stop what another worker has taken over, or what is to be aborted."""
         held = dict(self._intake.held)
         kept, asked = await self._leases.renew(list(held.values()))
+        self.renewed = time.monotonic()
         for ref in held.keys() - kept:
-            if task := self._attempts.get(ref):
-                log.warning("job %r was taken over; stopping it", held[ref].spec.task_id)
-                self._begun.discard(ref)
-                task.cancel()
-            else:
-                self._intake.drop(ref)
-        self._abort({ref: who for ref, who in asked.items() if ref in self._intake.held})
+            self._runs.taken_over(held[ref])
+        self._runs.abort({ref: who for ref, who in asked.items() if ref in self._intake.held})
         await self._heartbeat()
 
     async def _describe(self) -> None:
@@ -458,8 +263,8 @@ class Worker:
             {
                 "slots": self._executor.slots,
                 "lanes": list(self._options.priorities),
-                "running": len(self._running),
-                "done": self._done,
+                "running": self._runs.running,
+                "done": self._runs.done,
                 "started": self._started,
                 "env": self._environment[0] if self._environment else "",
                 "leaving": self._intake.stopped.is_set(),
@@ -471,22 +276,26 @@ class Worker:
 
     async def _recover(self) -> None:
         """Take jobs from workers that have fallen silent."""
-        for overdue in await self._leases.overdue():
-            spec, *_, holder = overdue
+        found = await self._leases.overdue()
+        for overdue in () if self._was_cut_off() else found:
+            spec, entry, *_, holder = overdue
+            if holder == self.consumer and any(held.entry == entry for held in self.held):
+                continue  # this loop has stood still: it is about to renew that itself
             reason = f"worker {holder.rpartition('~')[0]} fell silent"
-            lost = lost_outcome(spec, self._clock.now_ms(), reason)
-            if answer := await self._leases.recover(overdue, lost):
+            end = lost_outcome(spec, self._clock.now_ms(), reason)
+            if answer := await self._leases.recover(overdue, end):
                 log.warning("job %r of task %r: %s", spec.task_id, spec.fn_name, reason)
                 self._gates.left(spec)
                 if answer == 2:
                     await self._gates.failed(spec)
 
+    def _was_cut_off(self) -> bool:
+        """Was the store out of reach a while ago, this machine asleep, or the server's clock set?
 
-def _lost(claimed: Claimed, now: int, reason: str, start: int | None = None) -> Outcome:
-    return lost_outcome(claimed.spec, now, reason, claimed.starts + 1, start)
-
-
-def _retrieved(future: asyncio.Future[None]) -> None:
-    """A lost start mark changes nothing but what is shown meanwhile."""
-    if not future.cancelled():
-        future.exception()
+        Then those who live may not have renewed yet.
+        """
+        now, before = self._clock.now_ms() / 1000, self._looked
+        self._looked = now
+        if now - before > RECOVER + max(self._lease / 3, RECOVER):
+            self._fair_from = time.monotonic() + self._lease + GRACE
+        return time.monotonic() < self._fair_from

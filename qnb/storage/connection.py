@@ -3,7 +3,8 @@
 A server that goes away is waited for: a command is sent again on a new connection for ``PATIENCE``
 seconds, then :class:`BrokerError`; the embedded one is started again meanwhile. A server that
 answers and does not let us in is :class:`Refused` at once. Every script may be sent twice without
-harm.
+harm. A link on which nothing moves for ``SILENCE`` seconds is taken for dead, though nobody has
+closed it: a laptop that slept, or a router that forgot it, leaves such links behind.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from qnb.clock import ServerClock, backoff
 from qnb.errors import BrokerError, InvalidOption, ServerError, StoreFull, UnsafeStore
-from qnb.storage import server
+from qnb.storage import links, server
 from qnb.storage.blobs import is_loopback
+from qnb.storage.crashpoints import watched
 from qnb.storage.keys import KeySpace
+from qnb.storage.links import cancellable, heard, keepalive, masked, steady
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -29,11 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Refused", "cancellable", "check_url", "masked"]
 
-#: seconds for which a command waits for a server that was there before
-PATIENCE = 10.0
+#: seconds for which a command waits for a server that was there before: 10 of an outage, and some
+#: for its start; of one that loads its data; of the embedded one that cannot be started again
+PATIENCE = 12.0
+LOADING = 30.0
+HOPELESS = 2.0
 
 #: seconds to reach a server
-CONNECT_TIMEOUT = 0.8
+CONNECT_TIMEOUT = 3.0
 
 #: commands whose replies are taken as the server sends them
 _AS_SENT = ("XREADGROUP", "XPENDING", "XRANGE", "XCLAIM")
@@ -43,17 +50,6 @@ T = TypeVar("T")
 
 class Refused(BrokerError):
     """The server answers, and does not let this user do what a queue needs: waiting is no use."""
-
-
-def masked(url: str) -> str:
-    """``url`` fit for eyes: its password is ``***``, wherever it stands and however it is written.
-
-    >>> masked("redis://me:secret@host:6379/0")
-    'redis://me:***@host:6379/0'
-    """
-    start = "//" if "//" in url else "^"
-    shown = re.sub(rf"({start})([\w.-]*:)?.*@", r"\1\2***@", url, flags=re.S)
-    return re.sub(r"(password=)[^&]*", r"\1***", shown, flags=re.I)
 
 
 def check_url(url: str, *, insecure: bool = False) -> str:
@@ -89,20 +85,6 @@ def check_url(url: str, *, insecure: bool = False) -> str:
     return url
 
 
-async def cancellable(work: Awaitable[T]) -> T:
-    """``await work``, and be cancelled by it if that was asked for meanwhile.
-
-    redis-py sends with ``asyncio.wait_for``, which on Python 3.11 may forget a cancellation; a loop
-    that forgets one would never end.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
-    done = await work
-    if task and task.cancelling() > before:
-        raise asyncio.CancelledError
-    return done
-
-
 class Connection:
     """The server at ``url``, for one event loop."""
 
@@ -114,18 +96,23 @@ class Connection:
         self._redis: Redis | None = None
         self._scripts: Scripts | None = None
         self._opening = asyncio.Lock()
+        self._send = watched(cancellable)
+        self._clients: WeakSet[Redis] = WeakSet()
         self._reached = False  # has this server ever answered?
         self._reviving: asyncio.Task[bool] | None = None
         self._why_down = ""  # why the embedded server could not be started again
 
-    def client(self, *, timeout: float) -> Redis:
+    def client(self, *, timeout: float | None = None) -> Redis:
+        """A connection; ``timeout`` is ``SILENCE`` where nothing is waited for by a command."""
         from redis.asyncio import Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
+        timeout = links.SILENCE if timeout is None else timeout
         options: dict[str, Any] = {}
         if not self.url.startswith("unix:"):
             options["socket_keepalive"] = True
+            options["socket_keepalive_options"] = keepalive()
         client = Redis.from_url(
             self.url,
             single_connection_client=True,
@@ -137,6 +124,9 @@ class Connection:
         )
         for command in _AS_SENT:
             client.response_callbacks.pop(command, None)
+        pool = client.connection_pool
+        pool.connection_class = steady(pool.connection_class, timeout)
+        self._clients.add(client)
         return client
 
     async def open(self) -> None:
@@ -146,7 +136,7 @@ class Connection:
                 return
             from qnb.storage.scripts import Scripts
 
-            client = self.client(timeout=15.0)
+            client = self.client()
             try:
                 await self.run(lambda: self._check(client))
             except BaseException:
@@ -197,27 +187,53 @@ class Connection:
     async def sync_clock(self, client: Redis | None = None) -> None:
         """Take a reading of the server's clock."""
         at = client or self.redis
-        seconds, micros = await at.time()
-        self.clock.set(seconds * 1000 + micros / 1000)
+        self.clock.told(await at.time())
+
+    async def renew_clock(self) -> None:
+        """Read the server's clock anew if that was long ago."""
+        if self.clock.is_old:
+            await self.run(self.sync_clock, 0)
 
     async def run(self, command: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
         """Run ``command``; wait for a server that has gone away, and say what is wrong."""
         from redis.exceptions import RedisError
 
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (PATIENCE if patience is None else patience)
-        attempt = 0
+        attempt, since = 0, None
         while True:
             try:
-                return await cancellable(command())
+                reply: T = await self._send(command())
+                return reply
             except (RedisError, OSError) as error:
                 if (refusal := self.refusal(error)) is not None:
                     raise refusal from None
                 lost = error
-            if loop.time() >= deadline or not (await self.revive() or self._may_come(lost)):
+            await self._hang_up()
+            since = since or loop.time()  # a link that fell silent has cost its time before
+            up = bool(patience != 0 and await self.revive())
+            left = since + self._patience(lost, patience, up=up) - loop.time()
+            if left <= 0:
                 raise self._away(lost)
-            await asyncio.sleep(backoff(attempt))
+            await asyncio.sleep(min(backoff(attempt), left))
             attempt += 1
+
+    async def _hang_up(self) -> None:
+        """Close the links that nobody uses just now: what has ended one has ended them, too."""
+        for client in tuple(self._clients):
+            with contextlib.suppress(Exception):
+                await client.connection_pool.disconnect(inuse_connections=False)
+                if client.connection is not None and not client._single_conn_lock.locked():
+                    await client.connection.disconnect(nowait=True)
+
+    def _patience(self, lost: Exception, most: float | None, *, up: bool) -> float:
+        """Seconds for which it is worth to wait for a server that is away."""
+        if most is not None:
+            return most
+        if _is_busy(lost):
+            return LOADING
+        if self._why_down:
+            return HOPELESS
+        return PATIENCE if up or self._reached else 0.0
 
     def refusal(self, error: Exception) -> BrokerError | None:
         """What a server's answer means; None if it is away, and worth another try."""
@@ -230,13 +246,19 @@ class Connection:
         text = str(error)
         if isinstance(error, login) and not isinstance(error, said.NoPermissionError):
             return Refused(f"{at} refused the login; check user and password in redis_url")
-        if isinstance(error, said.ConnectionError | said.TimeoutError | OSError):
+        if isinstance(error, said.ConnectionError | said.TimeoutError | OSError) or _is_busy(error):
             return None
         # Servers before 7.0 wrap what a script was told in words of their own.
         if isinstance(error, said.OutOfMemoryError) or "OOM command" in text:
             return StoreFull(
                 f"{at} has reached its maxmemory and stores nothing more; raise the limit or "
                 "forget finished work"
+            )
+        if "MISCONF" in text:
+            why = text.partition("AOF file: ")[2].partition(" script:")[0] or text
+            return StoreFull(
+                f"{at} cannot write to its disk ({why}) and stores nothing more until it can; make "
+                "room there"
             )
         if isinstance(error, said.ReadOnlyError) or "READONLY" in text:
             return Refused(f"{at} is a read-only replica; use its primary")
@@ -247,13 +269,13 @@ class Connection:
             )
         return BrokerError(f"{at} says: {text}")
 
-    def _may_come(self, error: Exception) -> bool:
-        from redis.exceptions import BusyLoadingError
-
-        return self._reached or isinstance(error, BusyLoadingError)
-
     def _away(self, error: Exception) -> BrokerError:
         where, reason = f"no server answers at {masked(self.url)}", _reason(error)
+        if _is_busy(error):
+            return BrokerError(
+                f"the server at {masked(self.url)} takes no commands yet ({reason}): try again in "
+                "a while"
+            )
         if self._why_down:
             return BrokerError(
                 f"{where} ({reason}), and it was not started again: {self._why_down}"
@@ -324,6 +346,46 @@ class Connection:
             return [None if isinstance(reply, Exception) else reply for reply in replies]
 
         return await self.run(send) if sent else []
+
+    async def hear(self, channel: str, subscribed: Callable[[], None]) -> AsyncIterator[bytes]:
+        """What is said on ``channel``, for ever; ``subscribed`` is told of each (re)connect.
+
+        A server that does not permit it is :class:`BrokerError`.
+        """
+        from redis.exceptions import RedisError
+
+        attempt = 0
+        while True:
+            link = self.client()
+            pubsub = link.pubsub(ignore_subscribe_messages=False)
+            try:
+                await cancellable(pubsub.subscribe(channel))
+                message = await heard(pubsub, links.SILENCE)
+                while True:
+                    if message["type"] == "subscribe":
+                        attempt = 0
+                        subscribed()
+                    elif message["type"] == "message":
+                        yield message["data"]
+                    message = await heard(pubsub, links.IDLE)
+            except (RedisError, OSError) as error:
+                if isinstance(refusal := self.refusal(error), Refused):
+                    raise refusal from None
+                await self.revive()
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
+            finally:
+                with contextlib.suppress(Exception):
+                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+                    await link.aclose()
+
+
+def _is_busy(error: Exception) -> bool:
+    """Does the server answer that it will take commands later?"""
+    from redis.exceptions import BusyLoadingError, MasterDownError
+
+    loads = isinstance(error, BusyLoadingError | MasterDownError)
+    return loads or str(error).startswith("BUSY ")  # it runs a long script, for somebody
 
 
 def _is_foreign(error: Exception) -> bool:

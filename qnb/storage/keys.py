@@ -6,10 +6,10 @@ one ACL pattern covers them.
 ==================== ====== ============================ =======================================
 key                  type   lifetime                     what it holds, who writes it
 ==================== ====== ============================ =======================================
-``lane:<name>``      stream structural                   entries ``j a n c t m p x`` (job key,
-                                                         attempt, starts and lost starts before
-                                                         it, enqueue time, spec, small call,
-                                                         expiry): one per waiting or held job;
+``lane:<name>``      stream structural                   entries ``a n c t m p x`` (attempt, starts
+                                                         and lost starts before it, enqueue time,
+                                                         spec, small call, expiry; 0 where absent):
+                                                         one per waiting or held job;
                                                          group ``qnb`` is the lease. enqueue,
                                                          promote, retry, rerun, cron
 ``back:<lane>``      stream structural                   the same, of what a worker handed back or

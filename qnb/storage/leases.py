@@ -6,25 +6,27 @@ import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qnb.errors import BrokerError
+from qnb.errors import BrokerError, StoreFull
 from qnb.models import JobSpec, Outcome, Report
 from qnb.registry import Cron
+from qnb.storage import links
 from qnb.storage.keys import GROUP, is_hex
 from qnb.storage.records import (
     Claimed,
     Finished,
+    Unreadable,
     pack,
     pack_end,
     pack_failure,
     pack_outcome,
     pack_report,
     pack_spec,
-    read_int,
-    unpack_spec,
+    unpack_entry,
 )
-from qnb.storage.store import Store, aborted, skipped
+from qnb.storage.store import DUE, Store, aborted, skipped
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Leases", "Overdue"]
 
 log = logging.getLogger("qnb.store")
-
-#: most due jobs that are moved at a time, of each kind and lane
-DUE = 200
 
 #: leases that are looked at in one go
 PAGE = 100
@@ -57,17 +56,23 @@ class Leases:
         self._server = store.server
         self._consumer = consumer
         self._lanes = list(reversed(store.options.priorities))
-        self._streams = [
-            key(lane) for lane in self._lanes for key in (self._keys.back, self._keys.lane)
-        ]
+        self._places = {
+            key(lane): (lane, key == self._keys.back)
+            for lane in self._lanes
+            for key in (self._keys.back, self._keys.lane)
+        }
+        self._streams = list(self._places)
+        self._stream_of = {place: stream for stream, place in self._places.items()}
         self._blocking: Redis | None = None
-        self._swept = 0  #: how many jobs at the head of the index were seen to be there
+        self._swept = 0  #: rank in the index from which to look on
 
     async def join(self) -> None:
         """Make sure that the lanes can be read by workers."""
         for stream in self._streams:
             try:
                 await self._server.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+            except StoreFull:  # it says so too where the group is there already; a claim will tell
+                continue
             except BrokerError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
@@ -86,7 +91,7 @@ class Leases:
         if found or not block_ms:
             return await self._claimed([(self._streams[at - 1], part) for at, part in found])
         if self._blocking is None:
-            self._blocking = self._server.client(timeout=block_ms / 1000 + 5)
+            self._blocking = self._server.client(timeout=block_ms / 1000 + links.SILENCE)
         blocking, each = self._blocking, max(1, count // len(self._streams))
         try:
             read = await self._server.run(
@@ -125,38 +130,24 @@ class Leases:
 
     async def _claimed(self, found: Sequence[tuple[str, Sequence[Any]]]) -> list[Claimed]:
         """Read entries; one that nobody could run is taken off its stream and reported."""
-        rows: list[tuple[str, bool, JobSpec, dict[bytes, bytes]]] = []
+        jobs: list[Claimed] = []
         for stream, entries in found:
             for entry, flat in entries:
                 try:
-                    back, spec, row = self._read(stream, flat)
-                except Exception as error:  # noqa: BLE001 - whatever a stranger wrote there
+                    jobs.append(self._read(stream, entry, flat))
+                except Unreadable as error:
                     await self._remove(stream, entry, error)
-                else:
-                    rows.append((entry.decode(), back, spec, row))
-        large = [self._keys.job(spec.task_id) for *_, spec, row in rows if b"p" not in row]
-        calls = iter(await self._server.read(("HGET", key, "p") for key in large))
-        return [
-            Claimed(
-                spec, entry, back, read_int(row[b"a"]), read_int(row[b"n"]),
-                read_int(row.get(b"c")), read_int(row[b"t"]),
-                read_int(row[b"x"]) if b"x" in row else None,
-                row[b"p"] if b"p" in row else next(calls) or b"", row[b"m"],
-            )
-            for entry, back, spec, row in rows
-        ]  # fmt: skip
+        large = [at for at, job in enumerate(jobs) if not job.call]
+        if large:
+            keys = [self._keys.job(jobs[at].spec.task_id) for at in large]
+            calls = await self._server.read(("HGET", key, "p") for key in keys)
+            for at, call in zip(large, calls, strict=True):
+                jobs[at] = replace(jobs[at], call=call or b"")
+        return jobs
 
-    def _read(self, stream: str, flat: Sequence[bytes]) -> tuple[bool, JobSpec, dict[bytes, bytes]]:
-        """An entry of ``stream``: was it handed back, its job, its fields; else an error."""
-        row = dict(zip(flat[::2], flat[1::2], strict=True))
-        spec = unpack_spec(row[b"m"])
-        for field in (b"a", b"n", b"t"):
-            read_int(row[field], most=2**53)  # the scripts count no further
-        read_int(row.get(b"c"))
-        read_int(row.get(b"x"))
-        if stream not in (self._keys.lane(spec.lane), self._keys.back(spec.lane)):
-            raise ValueError(f"it is of lane {spec.lane!r}")
-        return stream == self._keys.back(spec.lane), spec, row
+    def _read(self, stream: str, entry: bytes, flat: Sequence[bytes]) -> Claimed:
+        lane, back = self._places[stream]
+        return unpack_entry(entry, flat, lane, back=back)
 
     async def _remove(self, stream: str, entry: bytes, why: Exception) -> None:
         log.error(
@@ -166,8 +157,7 @@ class Leases:
         await self._server.pipeline([("XACK", stream, GROUP, entry), ("XDEL", stream, entry)])
 
     def _stream(self, claimed: Claimed) -> str:
-        lane = claimed.spec.lane
-        return self._keys.back(lane) if claimed.back else self._keys.lane(lane)
+        return self._stream_of[claimed.spec.lane, claimed.back]
 
     # -- holding -------------------------------------------------------------------------------
 
@@ -285,8 +275,8 @@ class Leases:
             )
         )  # fmt: skip
 
-    async def give_back(self, claimed: Claimed, outcome: Outcome, *, begun: bool) -> bool:
-        """Put a held job back to the front of its lane; ``begun`` counts as a lost start.
+    async def give_back(self, claimed: Claimed, outcome: Outcome, *, begun: int) -> bool:
+        """Put a held job back to the front of its lane; ``begun`` is how many lost starts that is.
 
         A job that has lost too many starts ends with ``outcome`` instead; then the answer is false.
         """
@@ -294,7 +284,7 @@ class Leases:
         return await self._recover(place, -1, outcome, begun=begun) != 2
 
     async def overdue(self) -> list[Overdue]:
-        """Jobs whose lease has run out."""
+        """Jobs whose lease has run out; the server's clock is read along."""
         lease_ms = self.store.options.lease_ms
         found = []
         for stream in self._streams:
@@ -306,20 +296,21 @@ class Leases:
                     continue
                 read = await self._server.call("XRANGE", stream, entry, entry)
                 try:
-                    back, spec, _ = self._read(stream, read[0][1])
-                except Exception as error:  # noqa: BLE001 - whatever a stranger wrote there
+                    job = self._read(stream, *read[0])
+                except (Unreadable, LookupError) as error:
                     await self._remove(stream, entry, error)
                 else:
-                    found.append((spec, entry.decode(), back, lease, holder))
+                    found.append((job.spec, job.entry, job.back, lease, holder))
         return found
 
     async def _silent(self, stream: str, idle_ms: int) -> AsyncIterator[tuple[bytes, bytes, int]]:
         """Entry, holder and idle time of each lease of ``stream`` not renewed for ``idle_ms``."""
         start = b"-"
         while True:
-            part = await self._server.call(
-                "XPENDING", stream, GROUP, "IDLE", idle_ms, start, "+", PAGE
+            part, time = await self._server.pipeline(
+                [("XPENDING", stream, GROUP, "IDLE", idle_ms, start, "+", PAGE), ("TIME",)]
             )
+            self.store.clock.told(time)
             for entry, consumer, idle, _ in part:
                 yield entry, consumer, idle
             if len(part) < PAGE:
@@ -332,7 +323,7 @@ class Leases:
         return await self._recover((spec, entry, back), lease_ms, outcome, begun=True)
 
     async def _recover(
-        self, place: tuple[JobSpec, str, bool], idle_ms: int, outcome: Outcome, *, begun: bool
+        self, place: tuple[JobSpec, str, bool], idle_ms: int, outcome: Outcome, *, begun: int
     ) -> int:
         spec, entry, back = place
         now = self.store.clock.now_ms()
@@ -357,7 +348,7 @@ class Leases:
 
     async def tick(self) -> float | None:
         """Move what is due, end what has expired; seconds until the next one, if there is one."""
-        until, found = await self._server.run(lambda: self._server.scripts.due(self._lanes, DUE), 0)
+        until, found = await self._server.run(lambda: self._server.scripts.due(self._lanes, DUE))
         for lane, (due, over) in zip(self._lanes, found, strict=True):
             if hexes := await self._hexes(self._keys.delayed(lane), due):
                 await self._server.run(
@@ -391,22 +382,28 @@ class Leases:
     # -- being there ---------------------------------------------------------------------------
 
     async def heartbeat(self, worker: str, says: Mapping[str, Any], ttl_ms: int) -> None:
-        """Say that ``worker`` lives and what it does."""
+        """Say that ``worker`` lives and what it does, if there is room for it."""
         now = self.store.clock.now_ms()
-        await self._server.pipeline(
-            [
-                ("SET", self._keys.worker(worker), pack({**says, "at": now}), "PX", ttl_ms),
-                ("ZADD", self._keys.workers, now, worker),
-                ("ZREMRANGEBYSCORE", self._keys.workers, "-inf", now - ttl_ms),
-            ]
-        )
-        await self._server.sync_clock()
+        try:
+            *_, time = await self._server.pipeline(
+                [
+                    ("SET", self._keys.worker(worker), pack({**says, "at": now}), "PX", ttl_ms),
+                    ("ZADD", self._keys.workers, now, worker),
+                    ("ZREMRANGEBYSCORE", self._keys.workers, "-inf", now - ttl_ms),
+                    ("TIME",),
+                ]
+            )
+        except StoreFull as error:  # it serves all the same: what ends makes room
+            log.warning("%s", error)
+            return
+        self.store.clock.told(time)
 
     async def put_environment(self, digest: str, packed: bytes) -> None:
         """Keep a description of this worker's Python and packages, for a day from now."""
-        await self._server.call(
-            "SET", self._keys.environment(digest), packed, "PX", ENVIRONMENT_TTL_MS
-        )
+        with contextlib.suppress(StoreFull):
+            await self._server.call(
+                "SET", self._keys.environment(digest), packed, "PX", ENVIRONMENT_TTL_MS
+            )
 
     async def leave(self, worker: str) -> None:
         """Take ``worker`` off the books; what it should still hold is recovered by others."""
@@ -416,10 +413,23 @@ class Leases:
         )
 
     async def sweep_index(self) -> int:
-        """Take expired jobs out of the index, going on where this ended last time; how many."""
+        """Take expired jobs out of the index: how many. To be asked once a minute.
+
+        The oldest are looked at each time. Those behind them that live longer would hide others, so
+        all are gone through within an hour, going on where this ended last time.
+        """
+        pages = await self._server.call("ZCARD", self._keys.jobs) // (60 * INDEX_PAGE) + 1
+        total, at = await self._sweep_from(0, 1)
+        if at:
+            more, at = await self._sweep_from(max(at, self._swept - total), pages)
+            total += more
+        self._swept = at
+        return total
+
+    async def _sweep_from(self, start: int, pages: int) -> tuple[int, int]:
+        """Look at so many pages, and on while jobs are gone: how many, and where to go on."""
         total = 0
-        for _ in range(INDEX_PAGES):
-            start = self._swept
+        for page in range(1, INDEX_PAGES + 1):
             found = await self._server.call(
                 "ZRANGE", self._keys.jobs, start, start + INDEX_PAGE - 1
             )
@@ -431,11 +441,12 @@ class Leases:
             if gone:
                 await self._server.call("ZREM", self._keys.jobs, *gone)
             total += len(gone)
-            at_end = len(found) < INDEX_PAGE
-            self._swept = 0 if at_end else start + len(hexes) - len(gone)
-            if at_end or not gone:
+            if len(found) < INDEX_PAGE:
+                return total, 0
+            start += len(hexes) - len(gone)
+            if page >= pages and not gone:
                 break
-        return total
+        return total, start
 
 
 def _numbered(channels: Iterable[str]) -> dict[str, int]:

@@ -7,8 +7,8 @@ and nonsense is :class:`Unreadable`: it costs that one item, never who reads it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, ParamSpec, TypeVar, cast
 
 import msgpack
@@ -43,6 +43,7 @@ __all__ = [
     "pack_spec",
     "read_int",
     "read_time",
+    "unpack_entry",
     "unpack_failure",
     "unpack_notices",
     "unpack_outcome",
@@ -107,7 +108,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job this worker holds: its lease runs from the claim on."""
+    """A job this worker holds: its lease runs from the claim on.
+
+    ``ref`` tells it from all else that a worker holds.
+    """
 
     spec: JobSpec
     entry: str
@@ -119,11 +123,11 @@ class Claimed:
     expires_at: int | None
     call: bytes
     packed: bytes = b""  #: the spec as it stands in the store
+    ref: str = field(init=False)
 
-    @property
-    def ref(self) -> str:
-        """Tells it from all else that a worker holds."""
-        return f"{'b' if self.back else ''}{self.entry} {self.spec.lane}"
+    def __post_init__(self) -> None:
+        back = "b" if self.back else ""
+        object.__setattr__(self, "ref", f"{back}{self.entry} {self.spec.lane}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +220,23 @@ def _rules(spec: JobSpec) -> tuple[Any, ...] | None:
 
 @_reading("a job's spec")
 def unpack_spec(data: bytes) -> JobSpec:
+    return _spec(data)
+
+
+def _spec(data: bytes) -> JobSpec:
     task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce, *more = (
         msgpack.unpackb(data)
     )
     for text in (task_id, fn_name, lane, channel, function, nonce, "" if sweep is None else sweep):
-        _expect(text, str)
+        if type(text) is not str:
+            _expect(text, str)
     _expect(is_async, bool)
     if index is not None:
         _whole(index)
+    if not more:
+        return JobSpec(
+            task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce
+        )  # fmt: skip
     absent = [None, b"", b""]
     rules, content, code = more + absent[len(more) :]
     for digest in (content, code):
@@ -231,6 +244,31 @@ def unpack_spec(data: bytes) -> JobSpec:
     return JobSpec(
         task_id, fn_name, lane, channel, function, is_async, sweep, index, nonce,
         content.hex(), code.hex(), _policy(*rules) if rules else _USUAL,
+    )  # fmt: skip
+
+
+@_reading("an entry")
+def unpack_entry(entry: bytes, flat: Sequence[bytes], lane: str, *, back: bool) -> Claimed:
+    """A held job from an entry of a ``lane``'s stream (``back``: of what was handed back to it).
+
+    Its call is empty where it was too large for an entry.
+    """
+    row = dict(zip(flat[::2], flat[1::2], strict=True))
+    packed = row[b"m"]
+    spec = _spec(packed)
+    if spec.lane != lane:
+        raise ValueError(f"it is of lane {spec.lane!r}")
+    zero, get = b"0", row.get
+    numbers = (row[b"a"], row[b"t"], get(b"n", zero), get(b"c", zero), get(b"x", zero))
+    for text in numbers:
+        if not text.isdigit() or len(text) > 16:
+            raise ValueError(f"{text[:20]!r} is no number")
+    attempt, enqueued, starts, lost, expires = map(int, numbers)
+    if max(attempt, starts, enqueued, lost, expires) > 2**53:
+        raise ValueError("a number is larger than the scripts count")  # they use doubles
+    return Claimed(
+        spec, entry.decode(), back, attempt, starts, lost, enqueued, expires or None,
+        row.get(b"p", b""), packed,
     )  # fmt: skip
 
 

@@ -52,23 +52,6 @@ class Scripts:
         except NoScriptError:
             return await self._redis.eval(text, len(keys), *keys, *args)
 
-    async def _run_keeping(
-        self, lives: Mapping[str, int], name: str, keys: Sequence[str], args: Sequence[Any]
-    ) -> tuple[Any, list[int]]:
-        """What a script returns, and what ``keep`` does of functions, in one round trip."""
-        runs = [("keep", list(lives), list(lives.values())), (name, keys, args)]
-        pipe = self._redis.pipeline(transaction=False)
-        for script, its_keys, its_args in runs:
-            pipe.execute_command("EVALSHA", _source(script)[1], len(its_keys), *its_keys, *its_args)
-        replies = await pipe.execute(raise_on_error=False)
-        for at, reply in enumerate(replies):
-            if isinstance(reply, NoScriptError):
-                replies[at] = await self._run(*runs[at])
-            elif isinstance(reply, Exception):
-                raise reply
-        kept, done = replies
-        return done, kept
-
     # -- clients -------------------------------------------------------------------------------
 
     async def enqueue(
@@ -82,18 +65,17 @@ class Scripts:
     ) -> tuple[list[int], list[int]]:
         """Store ``calls`` of (lane from 1, job hex, spec, call, due, expiry) under ``jobs``.
 
-        With it goes what :meth:`keep` does of ``lives``: functions (keys), milliseconds of each.
+        Their times, and what :meth:`keep` says of ``lives``: functions (keys), milliseconds each.
         Unless ``fresh``, what is complete is left alone and not run afresh.
         """
-        keys = self._keys
+        keys, lives = self._keys, lives or {}
         args: list[Any] = [len(lanes), UNFINISHED_TTL_MS, INLINE, keys.control, int(not fresh)]
+        args += [len(lives), *lives.values()]
         for call in calls:
             args += call
         places = [key(lane) for lane in lanes for key in (keys.lane, keys.delayed, keys.expiring)]
-        places = [keys.jobs, *places, *jobs]
-        if lives:
-            return await self._run_keeping(lives, "enqueue", places, args)
-        return await self._run("enqueue", places, args), []
+        reply = await self._run("enqueue", [keys.jobs, *places, *jobs, *lives], args)
+        return reply[: len(jobs)], reply[len(jobs) :]
 
     async def abort(
         self, lane: str, ttl_ms: int, who: str, ends: Sequence[tuple[str, bytes, str, bytes]]
@@ -305,7 +287,7 @@ class Scripts:
         return reply
 
     async def recover(  # noqa: PLR0913 - the script's own arguments, by name
-        self, stream: str, back: str, job: str, entry: str, *, idle_ms: int, begun: bool,
+        self, stream: str, back: str, job: str, entry: str, *, idle_ms: int, begun: int,
         outcome: bytes, aborted: bytes, ttl_ms: int, channel: str, notice: bytes,
     ) -> int:  # fmt: skip
         """Put a held job back (1) or end it with ``outcome`` (2); 0 if there is nothing to do."""

@@ -10,12 +10,11 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qnb.clock import backoff
 from qnb.models import Ending, Failure, JobRecord, JobSpec, JobState, Outcome
 from qnb.options import AppOptions
-from qnb.storage.connection import Connection, Refused, cancellable
+from qnb.storage.connection import Connection
 from qnb.storage.keys import UNFINISHED_TTL_MS, KeySpace, is_hex, job_hex
 from qnb.storage.records import (
     FIELDS,
@@ -33,9 +32,6 @@ from qnb.storage.records import (
     unreadable,
 )
 
-if TYPE_CHECKING:
-    from redis.asyncio.client import PubSub
-
 __all__ = ["Store", "aborted", "expired", "is_due", "skipped"]
 
 log = logging.getLogger("qnb.store")
@@ -44,8 +40,20 @@ log = logging.getLogger("qnb.store")
 CHUNK_JOBS = 500
 CHUNK_BYTES = 4 * 1024 * 1024
 
+#: most due jobs that are dealt with at a time, of each kind and lane
+DUE = 200
+
 #: the longest delay that a script counts
 EVER_MS = 10**14
+
+
+#: turns of the loop in which a call gets from redis-py to its socket
+TURNS = 4
+
+#: lanes, jobs, rows of the script, and how long each function is needed
+_Chunk = tuple[
+    list[str], list[str], list[tuple[int, str, bytes, bytes, str, int | str]], dict[str, int]
+]
 
 
 def _chunks(calls: Sequence[Call]) -> Iterable[Sequence[Call]]:
@@ -95,38 +103,56 @@ class Store:
         does not have is given to ``missing``.
         """
         stored: list[int] = []
-        for chunk in _chunks(calls):
-            lanes = list(dict.fromkeys(call.spec.lane for call in chunk))
-            number = {lane: at for at, lane in enumerate(lanes, 1)}
-            hexes = [job_hex(call.spec.task_id) for call in chunk]
-            rows = [
-                (
-                    number[call.spec.lane], hex_, pack_spec(call.spec), call.payload, call.due,
-                    call.expire_ms or "",
-                )
-                for hex_, call in zip(hexes, chunk, strict=True)
-            ]  # fmt: skip
-            jobs = [self.keys.job_of(hex_) for hex_ in hexes]
-            lives = self._lives(chunk) if missing else {}
-            keys = {self.keys.function(digest): ms for digest, ms in lives.items()}
-            enqueued, kept = await self.server.run(
-                lambda lanes=lanes, jobs=jobs, rows=rows, keys=keys: (  # type: ignore[misc]
-                    self.server.scripts.enqueue(lanes, jobs, rows, keys, fresh=fresh)
-                )
+        sent: asyncio.Task[list[int]] | None = None
+        try:
+            for chunk in _chunks(calls):
+                packed = self._pack(chunk, keep=missing is not None)  # the server is busy meanwhile
+                if sent is not None:
+                    stored += await sent
+                sent = asyncio.create_task(self._send(packed, missing, fresh=fresh))
+                for _ in range(TURNS if len(chunk) < len(calls) else 0):
+                    await asyncio.sleep(0)
+            return stored + await sent if sent is not None else stored
+        finally:
+            if sent is not None:
+                sent.cancel()
+
+    def _pack(self, calls: Sequence[Call], *, keep: bool) -> _Chunk:
+        lanes = list(dict.fromkeys(call.spec.lane for call in calls))
+        number = {lane: at for at, lane in enumerate(lanes, 1)}
+        hexes = [job_hex(call.spec.task_id) for call in calls]
+        rows = [
+            (
+                number[call.spec.lane], hex_, pack_spec(call.spec), call.payload, call.due,
+                call.expire_ms or "",
             )
-            for digest, there in zip(lives, kept, strict=True):
-                if missing and not there:
-                    await missing(digest)
-            stored += enqueued
-        return stored
+            for hex_, call in zip(hexes, calls, strict=True)
+        ]  # fmt: skip
+        return lanes, list(map(self.keys.job_of, hexes)), rows, self._lives(calls) if keep else {}
+
+    async def _send(
+        self, chunk: _Chunk, missing: Callable[[str], Awaitable[None]] | None, *, fresh: bool
+    ) -> list[int]:
+        lanes, jobs, rows, lives = chunk
+        functions = {self.keys.function(digest): ms for digest, ms in lives.items()}
+        enqueued, kept = await self.server.run(
+            lambda: self.server.scripts.enqueue(lanes, jobs, rows, functions, fresh=fresh)
+        )
+        for digest, there in zip(lives, kept, strict=True):
+            if missing and not there:
+                await missing(digest)
+        return enqueued
 
     def _lives(self, calls: Sequence[Call]) -> dict[str, int]:
         """How long the functions that ``calls`` bring are needed, by digest."""
         lives: dict[str, int] = {}
         for call in calls:
             if call.code is not None:
-                digest = call.spec.function
-                lives[digest] = max(lives.get(digest, 0), self.function_ttl_ms(call))
+                digest, needed = call.spec.function, UNFINISHED_TTL_MS
+                if call.delay_ms or call.schedule_ms:
+                    needed = self.function_ttl_ms(call)
+                if needed > lives.get(digest, 0):
+                    lives[digest] = needed
         return lives
 
     async def put_function(self, digest: str, blob: bytes, ttl_ms: int = 0) -> None:
@@ -208,6 +234,16 @@ class Store:
             lambda: self.server.scripts.expire(lane, self.options.result_ttl_ms, ends)
         )
         return sum(reply)
+
+    async def expire_due(self, lane: str, most: float) -> float:
+        """End what has expired in ``lane``; seconds until more may have, ``most`` at most.
+
+        For clients whose jobs may expire while no worker is there to see to it.
+        """
+        until, [(_, over)] = await self.server.run(lambda: self.server.scripts.due([lane], DUE))
+        if hexes := [member.decode() for member in over if is_hex(member)]:
+            await self.expire(lane, hexes)
+        return 0.0 if len(over) == DUE else most if until < 0 else min(most, until / 1000)
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -331,38 +367,12 @@ class Store:
             else:
                 yield notices
 
-    async def hear(self, channel: str, subscribed: Callable[[], None]) -> AsyncIterator[bytes]:
+    def hear(self, channel: str, subscribed: Callable[[], None]) -> AsyncIterator[bytes]:
         """What is said on ``channel``, for ever; ``subscribed`` is told of each (re)connect.
 
         A server that does not permit it is :class:`BrokerError`.
         """
-        from redis.exceptions import RedisError
-
-        attempt = 0
-        while True:
-            link = self.server.client(timeout=30.0)
-            pubsub: PubSub = link.pubsub(ignore_subscribe_messages=False)
-            try:
-                await cancellable(pubsub.subscribe(channel))
-                while True:
-                    message = await cancellable(pubsub.get_message(timeout=10.0))
-                    if message is None:
-                        await cancellable(pubsub.ping())
-                    elif message["type"] == "subscribe":
-                        attempt = 0
-                        subscribed()
-                    elif message["type"] == "message":
-                        yield message["data"]
-            except (RedisError, OSError) as error:
-                if isinstance(refusal := self.server.refusal(error), Refused):
-                    raise refusal from None
-                await self.server.revive()
-                await asyncio.sleep(backoff(attempt))
-                attempt += 1
-            finally:
-                with contextlib.suppress(Exception):
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
-                    await link.aclose()
+        return self.server.hear(channel, subscribed)
 
 
 @lru_cache(256)

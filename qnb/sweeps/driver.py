@@ -50,6 +50,8 @@ class Driver:
         self.ready: Future[None] = Future()  #: it is known which job is where
         self.submitted: Future[None] = Future()  #: all is stored, or cannot be
         self.feed.limit = opened.manifest.max_running
+        if opened.manifest.expire_ms:
+            self.feed.due = 0.0
         self.is_plan = bool(opened.note)  #: nothing of it is stored
         self._opened = opened
         self._shuffle = shuffle
@@ -293,7 +295,7 @@ class Driver:
 
     async def _resume(self, submission: Submission) -> None:
         """Go on where another kernel has stopped storing; until then, watch how far it is."""
-        feed, studies = self.feed, await self._studies()
+        feed = self.feed
         while True:
             study = await self._reload()
             if study.whole and study.stored >= study.jobs:
@@ -302,7 +304,7 @@ class Driver:
                 await feed.caught_up()
                 feed.leave_out(feed.unknown)
                 return
-            silent = studies.store.clock.now_ms() - study.heard
+            silent = await self.client.server_ms() - study.heard
             if silent > SILENT * 1000:
                 break
             feed.changed()

@@ -50,7 +50,7 @@ PATIENCE = 600.0
 
 #: seconds between two looks at jobs whose notice may have been lost; how many that run are looked
 #: at, and how many that wait
-LOOK = 1.0
+LOOK = 0.8
 LOOK_JOBS = 1_000
 
 #: seconds between two looks at the workers that serve the queue
@@ -102,9 +102,8 @@ class Feed:
         self.more: Future[None] = Future()  #: something has ended since this was made
         self.watchers: list[Callable[[], None]] = []
         self.suspect: Callable[[Failure], None] | None = None  #: told if the first ones all fail
-        self.unknown: list[
-            int
-        ] = []  #: places whose jobs the store did not know when last looked at
+        self.unknown = list[int]()  #: places whose jobs the store did not know when last looked at
+        self.due = float("inf")  #: when to end what may have expired (monotonic)
         self.unserved = ""  #: that no worker serves it, and the remedy
         self.slots = 0  #: of the workers that serve the queue
         self.limit: int | None = None  #: how many of its jobs may run at once
@@ -118,7 +117,8 @@ class Feed:
         self._finish = 0  # epoch ms of the latest end
         self._first: Counter[tuple[str, str, int]] = Counter()  # what the first failures are
         self._news = asyncio.Event()
-        self._looked = self._looked_at_workers = 0.0
+        self._looked_at_workers = 0.0
+        self._next = 0.0  # when to look again
         self._at = 0
         self._who = f"{study.prefix} {secrets.token_hex(4)}"
         self._caught_up = asyncio.Event()
@@ -147,7 +147,7 @@ class Feed:
         self._link = link = await self.client.link()
         self._clock = link.store.clock
         unwatch = link.watch(self.study.prefix, self._heard)
-        link.attend(self.study.prefix, self._who, self._connected)
+        link.attend(self.study.prefix, self._who, self.look)
         try:
             with contextlib.suppress(TimeoutError):  # without news, looks will do
                 async with asyncio.timeout(LOOK):
@@ -162,7 +162,7 @@ class Feed:
                     continue
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK):
+                    async with asyncio.timeout(min(self._next, self.due) - time.monotonic()):
                         await self._news.wait()
                 await self._look()
                 self.estimate()
@@ -182,10 +182,6 @@ class Feed:
     async def caught_up(self) -> None:
         """Return when the state of every job has been read once."""
         await self._caught_up.wait()
-
-    def _connected(self) -> None:
-        self._behind = True
-        self._news.set()
 
     async def patiently(self, act: Callable[[], Awaitable[T]]) -> T:
         """``act``, and again while the server is away, for up to ``PATIENCE`` seconds."""
@@ -208,19 +204,25 @@ class Feed:
     async def _look(self) -> None:
         """Read the state of jobs whose end may have been missed."""
         now = time.monotonic()
+        if now >= self.due:  # perhaps no worker is there to see to it
+            self.due = now + LOOK
+            with contextlib.suppress(BrokerError):
+                store = (await self.client.link()).store
+                self.due = now + await store.expire_due(self.study.lane, LOOK)
         if self._unread:
             unread, self._unread = sorted(self._unread), set()
             await self.read(unread)
         if self._behind:
             self._behind = False
             await self.read([p for p, cell in enumerate(self.cells) if cell <= RUNNING])
-        elif now - self._looked >= LOOK:
+        elif now >= self._next:
             await self.read(self._suspects())
         else:
             return
-        self._looked = time.monotonic()
-        if self._looked - self._looked_at_workers >= (LOOK if self.unserved else WORKERS):
-            self._looked_at_workers = self._looked
+        now = time.monotonic()
+        self._next = now + LOOK
+        if now - self._looked_at_workers >= (LOOK if self.unserved else WORKERS):
+            self._looked_at_workers = now
             await self._look_at_workers()
 
     def _suspects(self) -> list[int]:
@@ -244,8 +246,7 @@ class Feed:
             self._tell_if_unserved()
 
     def _tell_if_unserved(self) -> None:
-        serves = self.slots > 0
-        if serves or not self.left or self.paused:
+        if self.slots or not self.left or self.paused:
             self.unserved = ""
         elif not self.unserved:
             self.unserved = (
@@ -285,6 +286,7 @@ class Feed:
                 self.unknown.append(place)
                 if self.stored and self.layout.number(place) < stored:
                     self.take(place, ABORTED, error=_LOST)
+                    self._behind = True  # it may not be the only one
             elif cell == FAILED:
                 failed.append(place)
             else:

@@ -15,7 +15,7 @@ from qnb.models import JobSpec, Outcome, Policy, Report
 from qnb.options import AppOptions
 from qnb.registry import Registry
 from qnb.running.attempt import Attempt, Runner
-from qnb.running.executors import Executor, InlineExecutor, ProcessExecutor
+from qnb.running.executors import Executor, InlineExecutor, ProcessExecutor, run_to_end
 from qnb.running.messages import SlotConfig
 from qnb.wire.codec import Codec
 
@@ -65,12 +65,12 @@ class Bench:
 
     async def run(self, fn: Callable[..., Any], *args: Any, **options: Any) -> Outcome:
         """How one job that calls ``fn`` ends."""
-        return await self.executor.run(self.attempt(fn, *args, **options), self.news.append)
+        return await run_to_end(self.executor, self.attempt(fn, *args, **options), self.news.append)
 
     async def value(self, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """What ``fn`` returns when it runs there."""
         attempt = self.attempt(fn, *args, **options)
-        outcome = await self.executor.run(attempt, self.news.append)
+        outcome = await run_to_end(self.executor, attempt, self.news.append)
         assert outcome.success, outcome.failure
         return self.codec.unpack_result(attempt.spec.task_id, outcome.result)
 

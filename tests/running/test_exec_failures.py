@@ -14,6 +14,7 @@ import pytest
 from qnb.errors import Retry
 from qnb.models import Ending, Failure, Frame, JobSpec, Outcome, Policy, Report
 from qnb.running.attempt import Attempt, failure_of, retry_delay
+from qnb.running.executors import run_to_end
 from qnb.running.failures import LONGEST
 from qnb.running.messages import (
     attempt_of,
@@ -169,15 +170,15 @@ def test_what_is_tried_again_and_what_is_final(bench: Any) -> None:
 
             lost = bench.attempt(fails, max_retries=1)
             lost = Attempt(lost.spec, 3, 3, lost.call, lost.code, lost=2)
-            assert (await bench.executor.run(lost, print)).retry_in_ms == 0
+            assert (await run_to_end(bench.executor, lost, print)).retry_in_ms == 0
 
             spec = JobSpec("x", "missing", "default", policy=Policy(max_retries=3))
             call = bench.codec.pack_call("x", (), {}, binding=spec.binding())
-            unknown = await bench.executor.run(Attempt(spec, 1, 1, call), print)
+            unknown = await run_to_end(bench.executor, Attempt(spec, 1, 1, call), print)
             assert (unknown.failure.type, unknown.retry_in_ms) == ("UnknownTask", None)
             forged = bench.attempt(fails, max_retries=3)
             forged = Attempt(forged.spec, 1, 1, pickle.dumps("anything"), forged.code)
-            refused = await bench.executor.run(forged, print)
+            refused = await run_to_end(bench.executor, forged, print)
             assert (refused.ending, refused.retry_in_ms) == (Ending.REFUSED, None)
 
     asyncio.run(main())

@@ -15,7 +15,7 @@ import pytest
 
 from qnb.errors import QnbError
 from qnb.models import ErrorContext, Report
-from qnb.running.executors import SlotDied, SlotLost
+from qnb.running.executors import SlotDied, SlotLost, run_to_end
 from qnb.running.futures import FuturesExecutor
 from qnb.running.messages import SlotConfig
 
@@ -140,7 +140,7 @@ def test_who_ran_in_a_pool_that_broke_runs_alone_next_and_only_the_breaker_is_bl
             attempts = [bench.attempt(fn, path) for fn in (breaks, waits, waits)]
 
             async def each() -> list[Any]:
-                running = (bench.executor.run(one, bench.news.append) for one in attempts)
+                running = (run_to_end(bench.executor, one, bench.news.append) for one in attempts)
                 return await asyncio.gather(*running, return_exceptions=True)
 
             assert [type(end) for end in await each()] == [SlotLost] * 3

@@ -17,6 +17,7 @@ import pytest
 
 from qnb.models import ErrorContext
 from qnb.running import executors
+from qnb.running.executors import run_to_end
 
 Until = Callable[..., Awaitable[Any]]
 
@@ -180,7 +181,8 @@ def test_children_are_started_when_needed_and_a_body_begins_when_it_has_one(benc
         async with bench.inline(slots=16, config=True):
             begun = []
             running = asyncio.ensure_future(
-                bench.executor.run(
+                run_to_end(
+                    bench.executor,
                     bench.attempt(os.getpid, isolation="process"),
                     bench.news.append,
                     lambda: begun.append(len(psutil.Process().children()) - before),
@@ -214,7 +216,7 @@ def test_a_coroutine_that_swallows_its_cancellation_is_not_waited_for_and_said_t
     async def main() -> None:
         async with bench.inline():
             attempt = bench.attempt(stubborn)
-            running = asyncio.ensure_future(bench.executor.run(attempt, bench.news.append))
+            running = asyncio.ensure_future(run_to_end(bench.executor, attempt, bench.news.append))
             await asyncio.sleep(0.01)
             running.cancel()
             await asyncio.wait([running], timeout=1)

@@ -15,6 +15,7 @@ import pytest
 import qnb
 from qnb.models import Report
 from qnb.running.capture import Ring
+from qnb.running.executors import run_to_end
 from qnb.running.progress import progress, report
 
 Until = Callable[..., Awaitable[Any]]
@@ -62,7 +63,10 @@ def test_output_is_told_apart_by_job_and_complete_at_its_end(bench: Any) -> None
             for _ in range(5):
                 told: dict[str, list[Any]] = {"a": [], "b": []}
                 await asyncio.gather(
-                    *(bench.executor.run(bench.attempt(says, w), told[w].append) for w in told)
+                    *(
+                        run_to_end(bench.executor, bench.attempt(says, w), told[w].append)
+                        for w in told
+                    )
                 )
                 assert {w: "".join(told[w]) for w in told} == {w: f"{w}\n" * 100 for w in told}
 
@@ -87,9 +91,11 @@ def test_bodies_that_share_a_process_are_told_apart(bench: Any, where: str) -> N
         async with getattr(bench, where)():
             told: dict[str, list[Any]] = {"a": [], "b": [], "t": []}
             await asyncio.gather(
-                *(bench.executor.run(bench.attempt(says, w), told[w].append) for w in "ab"),
-                bench.executor.run(
-                    bench.attempt(threaded, "t", isolation="thread"), told["t"].append
+                *(run_to_end(bench.executor, bench.attempt(says, w), told[w].append) for w in "ab"),
+                run_to_end(
+                    bench.executor,
+                    bench.attempt(threaded, "t", isolation="thread"),
+                    told["t"].append,
                 ),
             )
             for word in "ab":

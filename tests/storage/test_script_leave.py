@@ -73,6 +73,18 @@ async def test_jobs_that_are_there_do_not_hide_those_behind_them(
     assert total == len(there)  # it begins anew
 
 
+async def test_the_oldest_jobs_leave_the_index_however_many_come_after_them(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "INDEX_PAGE", 10)
+    oldest = await desk.put(*(call() for _ in range(20)))
+    for _ in range(5):
+        await desk.put(*(call() for _ in range(20)))
+        assert await desk.worker().sweep_index() == 0
+    await desk.raw("DEL", *map(desk.keys.job, oldest))
+    assert await desk.worker().sweep_index() == len(oldest)
+
+
 async def test_whoever_asked_for_an_abort_is_shown_whatever_the_name_is(desk: Desk) -> None:
     claimed = await desk.held()
     await desk.raw("HSET", desk.keys.job(claimed.spec.task_id), "k", b"me\xff")

@@ -25,7 +25,7 @@ from qnb.models import Ending, JobSpec, Policy, Report
 from qnb.registry import Cron
 from qnb.storage.gates import Gate, Gates
 from qnb.storage.keys import GROUP, job_hex
-from qnb.storage.records import Call, Claimed, Finished
+from qnb.storage.records import Call, Claimed, Finished, unpack_spec
 from tests.conftest import leaks
 from tests.storage.desk import DONE, LATER, LOST, Desk, call, opened, overdue
 from tests.storage.model import LANES, Model, Place, Time
@@ -306,8 +306,12 @@ class Queue(RuleBasedStateMachine):
                 if run.held and (run.spec.lane, run.held.back) == (place[0], place[1] is Place.BACK)
             }
             assert {entry: name for entry, name, *_ in leases} == held
-            waiting = [flat[1].decode() for entry, flat in there if entry not in held]
-            assert waiting == [job_hex(id_) for id_ in self.model.waiting[place]]
+            waiting = [
+                unpack_spec(flat[flat.index(b"m") + 1]).task_id
+                for entry, flat in there
+                if entry not in held
+            ]
+            assert waiting == list(self.model.waiting[place])
             assert len(there) == len(held) + len(waiting)
 
     @invariant()

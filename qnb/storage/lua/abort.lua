@@ -34,6 +34,7 @@ for i = 1, #KEYS - 5 do
       asked = held(KEYS[1], entry)
     end
     if asked then
+      redis.call('HDEL', job, 'k') -- first, as in finish.lua
       redis.call('HSET', job, 'k', ARGV[4])
       redis.call('PUBLISH', ARGV[3], 'a' .. ARGV[at])
       reply[i] = 2

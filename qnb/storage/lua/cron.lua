@@ -11,7 +11,7 @@ if early > 0 then return early end
 if not redis.call('SET', KEYS[1], '1', 'NX', 'PX', ARGV[2]) then return -1 end
 if redis.call('EXISTS', KEYS[3]) == 1 then return -1 end
 local text = string.format('%.0f', now)
-local entry = redis.call('XADD', KEYS[4], '*', 'j', string.match(KEYS[3], '([^:]*)$'), 'a', 1, 'n', 0, 'c', 0, 't', text, 'm', ARGV[4], 'p', ARGV[5])
+local entry = redis.call('XADD', KEYS[4], '*', 'a', 1, 'n', 0, 'c', 0, 't', text, 'm', ARGV[4], 'p', ARGV[5])
 redis.call('HSET', KEYS[3], 'm', ARGV[4], 'p', ARGV[5], 't', text, 's', 'q', 'a', 1, 'n', 0, 'e', entry)
 redis.call('PEXPIRE', KEYS[3], ARGV[3])
 redis.call('ZADD', KEYS[2], now, string.match(KEYS[3], '([^:]*)$'))

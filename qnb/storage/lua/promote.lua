@@ -15,7 +15,7 @@ for i = 3, #KEYS do
   if not due then -- no longer delayed; or not a job at all: anybody may have written it
     redis.call('ZREM', delayed, hex)
   elseif due <= now then
-    local entry = {'j', hex, 'a', record[3], 'n', record[4], 'c', record[5] or 0, 't', record[6], 'm', record[7]}
+    local entry = {'a', record[3], 'n', record[4], 'c', record[5] or 0, 't', record[6], 'm', record[7]}
     if #record[8] <= inline then
       entry[#entry + 1] = 'p'
       entry[#entry + 1] = record[8]

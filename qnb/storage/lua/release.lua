@@ -37,7 +37,7 @@ for i = 6, #ARGV do
     gone = gone + 1
   else
     local hex = string.match(job, '([^:]*)$')
-    local fresh = {'j', hex, 'a', record[3], 'n', record[4], 'c', record[5] or 0, 't', record[6], 'm', record[7]}
+    local fresh = {'a', record[3], 'n', record[4], 'c', record[5] or 0, 't', record[6], 'm', record[7]}
     if #record[8] <= inline then
       fresh[#fresh + 1] = 'p'
       fresh[#fresh + 1] = record[8]

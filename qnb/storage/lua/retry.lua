@@ -37,7 +37,7 @@ if delay > 0 then
   redis.call('ZADD', KEYS[4], due, hex)
   redis.call('PUBLISH', ARGV[9], string.format('w%.0f', due))
 else
-  local entry = {'j', hex, 'a', attempt + 1, 'n', ARGV[4], 'c', record[7] or 0, 't', record[4], 'm', record[5]}
+  local entry = {'a', attempt + 1, 'n', ARGV[4], 'c', record[7] or 0, 't', record[4], 'm', record[5]}
   if #record[6] <= tonumber(ARGV[8]) then
     entry[#entry + 1] = 'p'
     entry[#entry + 1] = record[6]

@@ -17,8 +17,8 @@ for i = 1, #KEYS do
   local at = 4 + channels + 5 * (i - 1)
   local state, attempt = current[i][1], current[i][2]
   if state == 'q' and attempt == ARGV[at] then
+    redis.call('PEXPIRE', KEYS[i], ARGV[2]) -- first, as in finish.lua
     redis.call('HSET', KEYS[i], 's', 'r', 'n', ARGV[at + 1], 'b', ARGV[at + 2], 'w', worker)
-    redis.call('PEXPIRE', KEYS[i], ARGV[2])
     marked = marked + 1
     local channel = tonumber(ARGV[at + 3])
     if channel > 0 then
