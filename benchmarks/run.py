@@ -70,7 +70,7 @@ class Server:
                 # A rewrite would hit whoever is measured just then: here they are made in between.
                 *("--auto-aof-rewrite-percentage", "0"),
             ],
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, env={**os.environ, **server.ENVIRONMENT},
         )  # fmt: skip
         while True:
             with contextlib.suppress(OSError):

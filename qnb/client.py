@@ -181,10 +181,10 @@ class Client:
         await link.listen()
         for call in calls if self._sending else ():
             await self._sent(call.spec.task_id)
-        if len(calls) == 1:  # with those of other tasks of this loop
-            await link.sends.put(calls[0])
-        else:
+        if len(calls) > 1 or not link.busy:
             await link.send(calls)
+        else:  # with those of other tasks of this loop
+            await link.sends.put(calls[0])
 
     async def compare(self, fn_name: str, fn: Callable[..., Any], *, by_value: bool) -> list[str]:
         """What to tell, once, of workers whose Python or packages differ in what ``fn`` needs."""

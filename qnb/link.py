@@ -32,6 +32,9 @@ PATIENCE = 600.0
 #: seconds between two ticks while something is awaited, so that an interrupt gets through
 TICK = 0.2
 
+#: jobs that are remembered to have been sent, and not heard of
+QUIET = 20_000
+
 #: seconds within which a server that has just answered must accept a subscription
 SUBSCRIBE = 10.0
 
@@ -62,6 +65,9 @@ class LoopLink:
         self.closed = False  #: will it never be used again?
         self._name = name
         self._runs = runs
+        self._sending = 0
+        #: jobs that were sent from here and of which nothing has been heard: no need to look
+        self._quiet: dict[str, None] = {}
         self._stored: set[str] = set()  # digests of functions that the store has, or has had
         self._waiting: dict[str, list[asyncio.Future[JobRecord | None]]] = {}
         self._listeners: dict[str, list[Callable[[Notice], None]]] = {}
@@ -107,11 +113,30 @@ class LoopLink:
         for digest in codes:
             if digest not in self._stored:  # before the jobs: a worker may take one at once
                 await put(digest)
-        stored = await self.store.enqueue(calls, put, fresh=fresh)
+        self._sending += 1
+        quiet = self._quiet if fresh else {}
+        for call in calls:  # before they are there: what is said of them from now on is heard
+            quiet[call.spec.task_id] = None
+        try:
+            stored = await self.store.enqueue(calls, put, fresh=fresh)
+        except BaseException:
+            quiet.clear()
+            raise
+        finally:
+            self._sending -= 1
         for call, enqueued in zip(calls, stored, strict=True):
-            if call.spec.nonce and enqueued:
+            if not enqueued:
+                quiet.pop(call.spec.task_id, None)
+            elif call.spec.nonce:
                 self._runs[call.spec.task_id] = enqueued
+        while len(quiet) > QUIET:
+            del quiet[next(iter(quiet))]
         return stored
+
+    @property
+    def busy(self) -> bool:
+        """Are calls on their way to the store?"""
+        return self._sending > 0
 
     async def _read(self, task_ids: list[str]) -> list[JobRecord | None]:
         return await self.store.records(task_ids, call=True, result=True)
@@ -149,8 +174,16 @@ class LoopLink:
                 self._fail(task_id, error)
 
     async def _hear(self) -> None:
-        async for notices in self.store.notices(self._name, self._resubscribed):
+        async for notices in self.store.notices(self._name, self._resubscribed, self._is_wanted):
             self._heard(notices)
+
+    def _is_wanted(self, task_id: str) -> bool:
+        """Does anybody here want to know of this job?"""
+        if task_id in self._waiting:
+            return True
+        self._quiet.pop(task_id, None)  # it may have ended: who waits for it must look
+        listeners = self._listeners
+        return bool(listeners) and (task_id in listeners or task_id.rpartition(".")[0] in listeners)
 
     def _heard(self, notices: Sequence[Notice]) -> None:
         for notice in notices:
@@ -192,7 +225,7 @@ class LoopLink:
 
     async def _follow(self, channel: str, feed: _Feed) -> None:
         try:
-            async for notices in self.store.notices(channel, feed.subscribed):
+            async for notices in self.store.notices(channel, feed.subscribed, self._is_wanted):
                 self._heard(notices)
         except BrokerError as error:  # their state is read once a second all the same
             log.warning("the news on channel %r are not heard: %s", channel, error)
@@ -209,6 +242,7 @@ class LoopLink:
                 log.exception("a notice of job %r is not understood", notice.task_id)
 
     def _resubscribed(self) -> None:
+        self._quiet.clear()
         self._stored.clear()  # it may be another server, or one that has lost what it knew
         if not self._subscribed.done():
             self._subscribed.set_result(None)
@@ -310,7 +344,8 @@ class LoopLink:
             self._ticker = asyncio.create_task(self._tick(), name="qnb-tick")
         try:
             self._start_listening()
-            self._look([task_id])
+            if task_id not in self._quiet:
+                self._look([task_id])
             return await waiter
         finally:
             waiters = self._waiting.get(task_id, [])

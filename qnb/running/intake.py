@@ -234,7 +234,7 @@ class Intake:
         if room < self._least():
             await self._change(HOLD if self._waiting else None)
             return []
-        if self.held or self._burst:
+        if self._waiting or self._burst or not self._leases.dry:  # else wait for one at once
             jobs = await self._leases.claim(room)
             if jobs:
                 return jobs

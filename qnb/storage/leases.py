@@ -64,6 +64,7 @@ class Leases:
         self._streams = list(self._places)
         self._stream_of = {place: stream for stream, place in self._places.items()}
         self._blocking: Redis | None = None
+        self.dry = False  #: did the last claim get less than it asked for?
         self._swept = 0  #: rank in the index from which to look on
 
     async def join(self) -> None:
@@ -85,11 +86,13 @@ class Leases:
         After a wait it may be a few more, one a stream. Never repeated by itself: after an error,
         :meth:`unseen` tells what was delivered and lost.
         """
-        found = await self._server.run(
-            lambda: self._server.scripts.claim(self._streams, self._consumer, count), 0
-        )
-        if found or not block_ms:
-            return await self._claimed([(self._streams[at - 1], part) for at, part in found])
+        if not (self.dry and block_ms):
+            found = await self._server.run(
+                lambda: self._server.scripts.claim(self._streams, self._consumer, count), 0
+            )
+            self.dry = sum(len(part) for _, part in found) < count
+            if found or not block_ms:
+                return await self._claimed([(self._streams[at - 1], part) for at, part in found])
         if self._blocking is None:
             self._blocking = self._server.client(timeout=block_ms / 1000 + links.SILENCE)
         blocking, each = self._blocking, max(1, count // len(self._streams))
@@ -104,10 +107,12 @@ class Leases:
         except BrokerError:
             await self.drop_claim()
             raise
+        self.dry = all(len(part) < each for _, part in read or ())
         return await self._claimed([(stream.decode(), part) for stream, part in read or ()])
 
     async def drop_claim(self) -> None:
         """Close the connection of a claim that failed or was cancelled while it waited."""
+        self.dry = False
         blocking, self._blocking = self._blocking, None
         if blocking is not None:
             with contextlib.suppress(Exception):

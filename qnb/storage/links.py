@@ -94,7 +94,8 @@ def steady(kind: type[Any], timeout: float) -> type[Any]:
 
     class Steady(kind):  # type: ignore[misc]
         def pack_command(self, *args: Any) -> list[Any]:
-            if " " not in str(args[0]) and (len(args) >= MANY or not any(map(_is_large, args))):
+            large = len(args) < MANY and [w for w in args if type(w) is bytes and len(w) > LARGE]
+            if not large and " " not in str(args[0]):
                 with contextlib.suppress(TypeError):  # a word that it does not take
                     return [pack_command(args)]
             packed: list[Any] = super().pack_command(*args)
@@ -123,10 +124,6 @@ def steady(kind: type[Any], timeout: float) -> type[Any]:
                 await super().send_packed_command(command, check_health=check_health)
 
     return Steady
-
-
-def _is_large(word: Any) -> bool:
-    return isinstance(word, bytes | bytearray | memoryview) and len(word) > LARGE
 
 
 def keepalive() -> dict[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from typing import Any, ParamSpec, TypeVar, cast
 
 import msgpack
@@ -403,11 +403,16 @@ def pack_end(claimed: Claimed, outcome: bytes, result: bytes) -> bytes:
 
 
 @_reading("a notice")
-def unpack_notices(data: bytes) -> list[Notice]:
-    """The notices of one message: any number of them, one behind the other."""
+def unpack_notices(
+    data: bytes, wanted: Callable[[str], bool] = lambda task_id: True
+) -> list[Notice]:
+    """The notices of one message: any number of them, one behind the other.
+
+    Those of jobs that are not ``wanted`` are left out, and cost next to nothing.
+    """
     unpacker = msgpack.Unpacker(max_buffer_size=0)
     unpacker.feed(data)
-    return [_notice(*row) for row in unpacker]
+    return [_notice(*row) for row in unpacker if type(row[0]) is not str or wanted(row[0])]
 
 
 def _notice(task_id: Any, state: Any, *more: Any) -> Notice:
@@ -427,35 +432,26 @@ def _notice(task_id: Any, state: Any, *more: Any) -> Notice:
 
 @_reading("a job's state")
 def unpack_record(fields: Mapping[str, bytes | None]) -> JobRecord:
-    spec = unpack_spec(fields["m"] or b"")
+    spec = _spec(fields["m"] or b"")
     status = STATES[(fields["s"] or b"").decode()]
-    record = JobRecord(
-        task_id=spec.task_id,
-        fn_name=spec.fn_name,
-        priority=spec.lane,
-        status=status,
-        enqueue_time=read_time(fields["t"]) or 0,
-        tries=read_int(fields["n"]),
-        sweep=spec.sweep,
-        index=spec.index,
-        spec=spec,
-        report=_unpack_report(fields["g"]) if fields["g"] else None,
-        call=fields.get("p") or b"",
-    )
+    enqueued = read_time(fields["t"]) or 0
+    report = _unpack_report(fields["g"]) if fields["g"] else None
+    call = fields.get("p") or b""
     if status is JobState.COMPLETE:
         outcome = unpack_outcome(fields["o"] or b"", fields.get("r") or b"")
-        return replace(
-            record, tries=outcome.tries, start=outcome.start, worker=outcome.worker or None,
-            outcome=outcome, cached=bool(outcome.cached),
+        return JobRecord(
+            spec.task_id, spec.fn_name, spec.lane, status, enqueued, outcome.tries, spec.sweep,
+            spec.index, start=outcome.start, worker=outcome.worker or None, spec=spec,
+            outcome=outcome, report=report, call=call, cached=bool(outcome.cached),
         )  # fmt: skip
-    return replace(
-        record,
+    return JobRecord(
+        spec.task_id, spec.fn_name, spec.lane, status, enqueued, read_int(fields["n"]), spec.sweep,
+        spec.index, start=read_time(fields["b"]), spec=spec, report=report, call=call,
+        worker=(fields["w"] or b"").decode("utf-8", "replace") or None,
         scheduled_at=read_time(fields["d"]),
         expires_at=read_time(fields["x"]),
-        start=read_time(fields["b"]),
-        worker=(fields["w"] or b"").decode("utf-8", "replace") or None,
         failure=unpack_failure(fields["f"]) if fields["f"] else None,
-    )
+    )  # fmt: skip
 
 
 def unreadable(task_id: str, why: str) -> JobRecord:

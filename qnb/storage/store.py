@@ -107,10 +107,12 @@ class Store:
         try:
             for chunk in _chunks(calls):
                 packed = self._pack(chunk, keep=missing is not None)  # the server is busy meanwhile
+                if len(chunk) == len(calls):
+                    return await self._send(packed, missing, fresh=fresh)
                 if sent is not None:
                     stored += await sent
                 sent = asyncio.create_task(self._send(packed, missing, fresh=fresh))
-                for _ in range(TURNS if len(chunk) < len(calls) else 0):
+                for _ in range(TURNS):
                     await asyncio.sleep(0)
             return stored + await sent if sent is not None else stored
         finally:
@@ -356,12 +358,15 @@ class Store:
     # -- hearing -------------------------------------------------------------------------------
 
     async def notices(
-        self, client: str, subscribed: Callable[[], None]
+        self, client: str, subscribed: Callable[[], None], wanted: Callable[[str], bool]
     ) -> AsyncIterator[list[Notice]]:
-        """News of the jobs of ``client``, for ever; ``subscribed`` is told of each (re)connect."""
+        """News of those jobs of ``client`` that are ``wanted``, for ever.
+
+        ``subscribed`` is told of each (re)connect.
+        """
         async for data in self.hear(self.keys.channel(client), subscribed):
             try:
-                notices = unpack_notices(data)
+                notices = unpack_notices(data, wanted)
             except Unreadable as error:
                 skipped(f"{self.keys.channel(client)}: {error}")
             else:

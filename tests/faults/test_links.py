@@ -141,7 +141,7 @@ def test_links_that_fall_silent_are_given_up_on_both_sides(
 
     took, errors = asyncio.run(main())
     figures(
-        "G9", f"every link of worker and client silent, new ones too for {dark} s, none closed ({kind})",
+        "G9", f"all links silent on both sides, new ones too for {dark} s, none closed ({kind})",
         "100 of 100 within 20 s, 0 errors, 0 exits",
         f"{len(ledger.ends())} of 100 in {took:.1f} s, {len(errors)} errors, "
         f"{int(not worker.alive)} exits",
