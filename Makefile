@@ -26,8 +26,9 @@ types: .venv/.have-dev ## mypy, strict
 test: .venv/.have-dev ## every test (one file: make test ARGS=tests/unit/test_x.py)
 	$(BIN)/pytest $(ARGS)
 
-faults: .venv/.have-dev ## the whole fault suite: goal, target, figure
+faults: .venv/.have-dev ## the whole fault suite, half an hour: goal, target, figure; into docs/faults.md
 	$(BIN)/pytest tests/faults --faults -p no:randomly $(ARGS)
+	$(BIN)/python docs/faults.py
 
 format: .venv/.have-dev ## rewrite the code in the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -136,6 +136,8 @@ async def scenario(
         while len(ready) < (every if kind == "processes" else workers):
             jobs = await app.enqueue_many([nap.prepare(0.05) for _ in range(every)])
             ready |= {pid for pid, *_ in await asyncio.gather(*jobs)}
+        # After many that take no time a worker takes more of them at once.
+        await asyncio.gather(*await app.enqueue_many([nap.prepare(0) for _ in range(40 * every)]))
         calls = [nap.prepare(seconds) for seconds in order(mix, every)]
         return Fairness.of(await asyncio.gather(*await app.enqueue_many(calls)), every)
     finally:

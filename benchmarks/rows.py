@@ -58,6 +58,7 @@ class Row:
 ROWS = (
     Row("dispatch", "dispatch: no-op coroutines, drained", "jobs/s", times=(4, 2.5), more=True),
     Row("cpu", "processor time of the worker, a no-op job", "µs", most=40),
+    Row("server cpu", "… and of the server: stored, run and ended", "µs"),
     Row("enqueue many", "`enqueue_many`, made and stored", "jobs/s", times=(2.5, 2.5), more=True),
     Row("enqueue one", "enqueue one, awaited, one by one", "jobs/s", times=(1.5, 1.5), more=True),
     Row("trip p50", "round trip, idle worker, median", "ms", "{:.2f}", (0.45, 0.45)),

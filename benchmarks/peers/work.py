@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -125,8 +127,18 @@ class Workers:
                 one.wait()
 
 
+def server_cpu() -> float:
+    """Seconds of processor time that the server has used so far."""
+    url = urlsplit(os.environ["BENCH_URL"])
+    with socket.create_connection((url.hostname, url.port)) as link:
+        link.sendall(b"INFO cpu\r\n")
+        said = dict(line.split(":") for line in link.recv(4096).decode().split() if ":" in line)
+    return float(said["used_cpu_user"]) + float(said["used_cpu_sys"])
+
+
 async def drain(client: Client, workers: Workers, count: int) -> dict[str, float]:
     calls = [(number,) for number in range(count)]
+    serving = server_cpu()
     with workers.suspended():
         began = time.perf_counter()
         jobs = await client.enqueue_many("nothing", calls)
@@ -140,6 +152,7 @@ async def drain(client: Client, workers: Workers, count: int) -> dict[str, float
         "enqueue many": count / stored,
         "dispatch": count / took,
         "cpu": (workers.cpu() - cpu) / count * 1e6,
+        "server cpu": (server_cpu() - serving) / count * 1e6,
     }
 
 

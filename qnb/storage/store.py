@@ -150,9 +150,7 @@ class Store:
         lives: dict[str, int] = {}
         for call in calls:
             if call.code is not None:
-                digest, needed = call.spec.function, UNFINISHED_TTL_MS
-                if call.delay_ms or call.schedule_ms:
-                    needed = self.function_ttl_ms(call)
+                digest, needed = call.spec.function, self.function_ttl_ms(call)
                 if needed > lives.get(digest, 0):
                     lives[digest] = needed
         return lives
@@ -164,6 +162,8 @@ class Store:
 
     def function_ttl_ms(self, call: Call) -> int:
         """How long the function of ``call`` is needed: as long as its job may wait."""
+        if not (call.delay_ms or call.schedule_ms):
+            return UNFINISHED_TTL_MS
         wait = max(call.delay_ms, call.schedule_ms - self.clock.now_ms(), 0)
         return UNFINISHED_TTL_MS + min(wait, EVER_MS)
 

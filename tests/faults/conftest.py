@@ -46,7 +46,9 @@ def figures() -> Iterator[Figures]:
     assert not missed, f"missed: {missed}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     if not _rows:
         return
     rows = sorted(_rows, key=lambda row: (str(row["goal"]).rjust(4), str(row["what"])))
@@ -56,5 +58,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{sign} {row['goal']:4} {row['what']}")
         terminalreporter.write_line(f"            target  {row['target']}")
         terminalreporter.write_line(f"            figure  {row['figure']}")
+    if config.getoption("--faults"):
+        _keep(rows)
+
+
+def _keep(rows: list[dict[str, object]]) -> None:
+    """Put the figures of a whole scenario beside those of the others, for docs/faults.py."""
+    kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else []
+    newest = {(row["goal"], row["what"]): row for row in (*kept, *rows)}
     FIGURES.parent.mkdir(exist_ok=True)
-    FIGURES.write_text(json.dumps(rows, indent=1))
+    FIGURES.write_text(json.dumps(list(newest.values()), indent=1))

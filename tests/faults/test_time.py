@@ -195,6 +195,15 @@ class Client:
             env={**os.environ, **clock.env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
+    def until(self, true: Callable[[], Any], what: str) -> None:
+        """Return once it is ``true``; an error if this client ends before that."""
+
+        def seen() -> Any:
+            assert true() or self.process.poll() is None, self.process.communicate()[0].decode()
+            return true()
+
+        eventually(seen, what)
+
     def ended(self, limit: float = 20) -> None:
         said, _ = self.process.communicate(timeout=limit)
         assert self.process.returncode == 0, said.decode()
@@ -255,7 +264,7 @@ def test_jobs_start_and_expire_at_their_time_though_clocks_are_wrong_and_jump(
     stage.worker(url, queue, kind=kind, tasks=BODIES, env=there.env)
     scheduled = round(time.time() + 2, 3)
     client = begin(SENDS, here, url, queue, ledger.path, int(scheduled * 1000))
-    eventually(lambda: len(ledger.lines("sent")) == 6, "all is sent")
+    client.until(lambda: len(ledger.lines("sent")) == 6, "all is sent")
     here.jump(jump)
     there.jump(-jump)
     client.ended()
@@ -300,7 +309,7 @@ def test_a_lease_lasts_as_long_as_its_holder_lives_though_clocks_jump(
     given = {"tasks": BODIES, "options": {"lease_ms": 1000}}
     worker = stage.worker(url, queue, 1, env=holder.env, **given)
     client = begin('send("long", nap, 3.0)', clocks(-HOUR), url, queue, ledger.path, 0)
-    eventually(lambda: ledger.starts()["long"], "it runs")
+    client.until(lambda: ledger.starts()["long"], "it runs")
     other = stage.worker(url, queue, 1, env=clocks(-1.5).env, **given)
     for _ in range(2):
         holder.jump(HOUR)
@@ -308,7 +317,7 @@ def test_a_lease_lasts_as_long_as_its_holder_lives_though_clocks_jump(
     kept = ledger.extra()
     other.terminate()
     client = begin('send("next", nap, 3.0)', holder, url, queue, ledger.path, 0)
-    eventually(lambda: ledger.starts()["next"], "it runs")
+    client.until(lambda: ledger.starts()["next"], "it runs")
     stage.worker(url, queue, 1, env=clocks(-HOUR).env, **given)
     killed = time.monotonic()
     worker.kill_all()
@@ -343,7 +352,7 @@ def test_after_a_laptop_has_slept_all_that_was_under_way_ends_truly(
     pool = [stage.worker(url, queue, 1, kind=kind, tasks=BODIES, env=clock.env,
                          options={"lease_ms": 600}) for _ in range(workers)]  # fmt: skip
     client = begin(SLEEPY, clock, url, queue, ledger.path, 0)
-    eventually(lambda: ledger.starts()["running"] and len(ledger.lines("sent")) == 4, "it runs")
+    client.until(lambda: ledger.starts()["running"] and len(ledger.lines("sent")) == 4, "it runs")
     pids = [client.process.pid, *(pid for worker in pool for pid in _family(worker))]
     _signal(pids, signal.SIGSTOP)
     wakes = time.monotonic() + asleep
@@ -390,7 +399,7 @@ def test_an_hour_that_passes_at_once_ends_only_what_it_should(
     app = qnb.App(url, queue)
     later = app.ref("touch").options(delay_ms=7_200_000).submit(ledger.path, "later")
     client = begin(HOURS, clock, url, queue, ledger.path, 0)
-    eventually(lambda: ledger.starts()["running"] and len(ledger.lines("sent")) == 3, "it runs")
+    client.until(lambda: ledger.starts()["running"] and len(ledger.lines("sent")) == 3, "it runs")
     pids = [client.process.pid, *(pid for worker in pool for pid in _family(worker))]
     _signal(pids, signal.SIGSTOP)
     woken = time.monotonic()
