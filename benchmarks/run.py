@@ -52,6 +52,7 @@ QUICK = {
     "arrays": {"warm up": 10, "arrays": 5},
     "two": {"warm up": 10, "compute": 20},
 }  # fmt: skip
+PATIENCE = 480.0  #: seconds in which more than 3 rounds are to be done
 SCALED = {"drain", "round trip", "enqueue one"}  # less of them is as good a figure
 
 
@@ -195,41 +196,49 @@ class Run:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--quick", action="store_true", help="a minute: does it all run?")
-    asked.add_argument("--rounds", type=int, help="default: 5")
+    asked.add_argument("--rounds", type=int, help="default: 5, or 3 where they take long")
     asked.add_argument("--peers", help="the Python that has the peers; without it, qnb alone")
     asked.add_argument("--only", help="the contenders whose names begin so, and nothing else")
     told = asked.parse_args()
-    rounds = told.rounds or (1 if told.quick else 5)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which leaves nothing behind
     LOG.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with serving() as store:
         run = Run(store, told.peers, quick=told.quick, only=told.only or "")
-        parts = {
-            "machine": page.machine(
-                store.version, run.python[False], run.contenders, 1e7 / run.steps
-            )
-        }
-        print(parts["machine"], flush=True)
-        for number in range(rounds):
-            run.round(number)
-            for name, took in alone.imports(run.contenders, run.python):
-                run.figures[name]["import"][number] = took
-            print(f"round {number + 1} of {rounds}, {time.monotonic() - began:.0f} s", flush=True)
+        on = page.machine(store.version, run.python[False], run.contenders, 1e7 / run.steps)
+        print(on, flush=True)
+        rounds = beside_peers(run, 1 if told.quick else told.rounds)
         print(f"\n{table(run.figures)}\n\n{goals(run.figures)}\n", flush=True)
         if told.only:
             return
-        if not told.quick:
-            FIGURES.write_text(json.dumps(run.figures, indent=1))
-        parts["peers"] = table(run.figures)
         ours = alone.measured(quick=told.quick)
-        parts["alone"] = alone.table(ours)
-        print(f"{parts['alone']}\n\n{alone.goals(ours)}\n", flush=True)
-        parts["fair"] = fair.table(fair.measured(store.url, quick=told.quick))
-        print(f"{parts['fair']}\n", flush=True)
-    if not told.quick and PEER in run.figures:
-        page.write(parts)
-    print(f"{time.monotonic() - began:.0f} s in all")
+        print(f"{alone.table(ours)}\n\n{alone.goals(ours)}\n", flush=True)
+        fairness = fair.measured(store.url, quick=told.quick)
+        print(f"{fair.table(fairness)}\n\n{time.monotonic() - began:.0f} s in all", flush=True)
+    if told.quick:
+        return
+    FIGURES.write_text(json.dumps(run.figures, indent=1))
+    if PEER in run.figures:
+        page.write({
+            "machine": f"{on}; {rounds} rounds.", "peers": table(run.figures),
+            "alone": alone.table(ours), "fair": fair.table(fairness),
+        })  # fmt: skip
+    else:
+        print(f"{page.PAGE} stays as it is: {PEER} was not measured")
+
+
+def beside_peers(run: Run, wanted: int | None) -> int:
+    """Do the rounds; how many there were."""
+    began = time.monotonic()
+    for number in range(wanted or 5):
+        each = (time.monotonic() - began) / max(number, 1)
+        if not wanted and number >= 3 and each * (number + 1) > PATIENCE:
+            return number
+        run.round(number)
+        for name, took in alone.imports(run.contenders, run.python):
+            run.figures[name]["import"][number] = took
+        print(f"round {number + 1}, {time.monotonic() - began:.0f} s", flush=True)
+    return wanted or 5
 
 
 if __name__ == "__main__":

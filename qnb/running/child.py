@@ -360,7 +360,6 @@ class Child(asyncio.Protocol):
         self._tell()
         self._transport.abort()
         self._close()
-        self.gone.set_result(self._process.status)
         if not self._started.done():
             self._started.set_exception(QnbError(f"a worker process did not start: {self.how()}"))
         for told in self._hooked.values():

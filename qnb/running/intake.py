@@ -16,7 +16,6 @@ from typing import Any
 
 from qnb.clock import backoff
 from qnb.errors import BrokerError
-from qnb.models import Ending, Outcome
 from qnb.registry import Registry
 from qnb.running.executors import Executor
 from qnb.running.gatekeeper import Gatekeeper
@@ -172,8 +171,7 @@ class Intake:
                 failures += 1
         with contextlib.suppress(BrokerError, TimeoutError):  # else their leases run out
             async with asyncio.timeout(LEAVE):
-                for claimed in await self._leases.unseen(self.held.values()):
-                    await self._give_back(claimed)
+                await self._give_back(await self._leases.unseen(self.held.values()))
                 await self._hand_back(0)
         while self.held:
             self._changed.clear()
@@ -293,19 +291,21 @@ class Intake:
     async def _hand_back(self, limit: float) -> None:
         """Give up what has waited here for ``limit`` seconds; claim nothing ahead for a while."""
         now = asyncio.get_running_loop().time()
-        late = [(c, since) for c, since in self._waiting.values() if now - since >= limit]
-        for claimed, _ in late:
-            if claimed.ref not in self._waiting or claimed.ref in self._asking:
-                continue  # launched meanwhile, or perhaps parked
-            self.drop(claimed.ref)
+        late = [
+            claimed for claimed, since in self._waiting.values()
+            if now - since >= limit and claimed.ref not in self._asking  # perhaps parked
+        ]  # fmt: skip
+        if late:
             self._last = None
             self._mean = max(self._mean or 0.0, 2 * AHEAD)
-            await self._give_back(claimed)
+        for claimed in late:
+            self.drop(claimed.ref)
+        await self._give_back(late)
 
-    async def _give_back(self, claimed: Claimed) -> None:
-        unused = Outcome(Ending.CRASHED, claimed.starts, 0, 0)  # nothing is lost by it
-        await self._leases.give_back(claimed, unused, begun=False)
-        self._gates.left(claimed.spec)
+    async def _give_back(self, jobs: list[Claimed]) -> None:
+        await self._leases.hand_back(jobs)
+        for claimed in jobs:
+            self._gates.left(claimed.spec)
 
 
 async def _pause(seconds: float) -> list[Claimed]:

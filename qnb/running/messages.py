@@ -92,8 +92,8 @@ class State(IntEnum):
 
 
 def reader() -> Any:
-    """A streaming decoder of messages."""
-    return msgpack.Unpacker(max_buffer_size=2**31 - 1, strict_map_key=False)
+    """A streaming decoder of messages. It begins small, as there is one at each end of a pipe."""
+    return msgpack.Unpacker(max_buffer_size=2**31 - 1, read_size=64 * 1024, strict_map_key=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -250,13 +250,10 @@ class ProcessExecutor:
             if not alone:
                 self._crew.sharing.append(child)
             return child
-        if (
-            brief
-            and not self._is_kept()
-            and (most := max(self._crew.serving, key=lambda c: c.ahead, default=None))
-        ):
-            return most if most.ahead else None
-        return None
+        if not brief or self._is_kept():
+            return None
+        most = max(self._crew.serving, key=lambda child: child.ahead, default=None)
+        return most if most and most.ahead else None
 
     def freed(self, child: Child, state: State) -> None:
         """Bodies of ``child`` have ended: it may serve others, or make place for a fresh one."""

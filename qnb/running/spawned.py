@@ -60,11 +60,11 @@ class Spawned:
         _living.add(self.pid)
 
     def watch(self, died: Callable[[], None]) -> None:
-        """Have ``died`` called as soon as it is dead; that sets :attr:`gone` then."""
+        """Have ``died`` called as soon as it is dead."""
 
         def dead(code: int) -> None:
             _living.discard(self.pid)
-            self.status = code
+            self.gone.set_result(code)
             died()
 
         if hasattr(os, "pidfd_open"):

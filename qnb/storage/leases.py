@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qnb.errors import BrokerError, StoreFull
-from qnb.models import JobSpec, Outcome, Report
+from qnb.models import Ending, JobSpec, Outcome, Report
 from qnb.registry import Cron
 from qnb.storage import links
 from qnb.storage.keys import GROUP, is_hex
@@ -43,6 +43,8 @@ INDEX_PAGE = 1000
 INDEX_PAGES = 50
 
 ENVIRONMENT_TTL_MS = 24 * 3600 * 1000
+
+_Place = tuple[JobSpec, str, bool, Outcome]  # spec, entry, handed back?, how it ends if it does
 
 Overdue = tuple[JobSpec, str, bool, int, str]  #: spec, entry, handed back?, lease (ms), holder
 
@@ -285,8 +287,18 @@ class Leases:
 
         A job that has lost too many starts ends with ``outcome`` instead; then the answer is false.
         """
-        place = (claimed.spec, claimed.entry, claimed.back)
-        return await self._recover(place, -1, outcome, begun=begun) != 2
+        place = (claimed.spec, claimed.entry, claimed.back, outcome)
+        [answer] = await self._recover([place], -1, begun=begun)
+        return answer != 2
+
+    async def hand_back(self, jobs: Sequence[Claimed]) -> None:
+        """Put held jobs of which nothing has begun back to the front of their lanes, in order."""
+        if jobs:
+            places = [  # nothing is lost, so none ends as crashed by it
+                (job.spec, job.entry, job.back, Outcome(Ending.CRASHED, job.starts, 0, 0))
+                for job in jobs
+            ]
+            await self._recover(places, -1, begun=0)
 
     async def overdue(self) -> list[Overdue]:
         """Jobs whose lease has run out; the server's clock is read along."""
@@ -325,29 +337,25 @@ class Leases:
     async def recover(self, overdue: Overdue, outcome: Outcome) -> int:
         """Take a job from a holder that fell silent: 1 put back, 2 ended, 0 neither."""
         spec, entry, back, lease_ms, _ = overdue
-        return await self._recover((spec, entry, back), lease_ms, outcome, begun=True)
+        [answer] = await self._recover([(spec, entry, back, outcome)], lease_ms, begun=1)
+        return answer
 
-    async def _recover(
-        self, place: tuple[JobSpec, str, bool], idle_ms: int, outcome: Outcome, *, begun: int
-    ) -> int:
-        spec, entry, back = place
-        now = self.store.clock.now_ms()
+    async def _recover(self, jobs: Sequence[_Place], idle_ms: int, *, begun: int) -> list[int]:
+        now, rows = self.store.clock.now_ms(), []
         how = "aborted; its worker was lost before it could be stopped"
-        return await self._server.run(
-            lambda: self._server.scripts.recover(
-                self._keys.back(spec.lane) if back else self._keys.lane(spec.lane),
-                self._keys.back(spec.lane),
-                self._keys.job(spec.task_id),
-                entry,
-                idle_ms=idle_ms,
-                begun=begun,
-                outcome=pack_outcome(outcome),
-                aborted=pack_outcome(aborted(spec.task_id, outcome.tries, now, how)),
-                ttl_ms=self.store.options.result_ttl_ms,
-                channel=self._keys.channel(spec.channel) if spec.channel else "",
-                notice=pack([spec.task_id, "c"]),
-            )
-        )
+        for spec, entry, back, outcome in jobs:
+            lanes = self._keys.lane(spec.lane), self._keys.back(spec.lane)
+            rows.append(
+                (
+                    lanes[back], lanes[True], self._keys.job(spec.task_id), entry, idle_ms, int(begun),
+                    pack_outcome(outcome),
+                    pack_outcome(aborted(spec.task_id, outcome.tries, now, how)),
+                    self._keys.channel(spec.channel) if spec.channel else "",
+                    pack([spec.task_id, "c"]),
+                )
+            )  # fmt: skip
+        ttl_ms = self.store.options.result_ttl_ms
+        return await self._server.run(lambda: self._server.scripts.recover(ttl_ms, rows))
 
     # -- time ----------------------------------------------------------------------------------
 

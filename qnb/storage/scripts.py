@@ -52,6 +52,23 @@ class Scripts:
         except NoScriptError:
             return await self._redis.eval(text, len(keys), *keys, *args)
 
+    async def _run_each(
+        self, name: str, runs: Sequence[tuple[Sequence[str], Sequence[Any]]]
+    ) -> list[Any]:
+        """What a script returns for each of ``runs`` (keys, arguments), in one round trip."""
+        if len(runs) == 1:
+            return [await self._run(name, *runs[0])]
+        pipe = self._redis.pipeline(transaction=False)
+        for keys, args in runs:
+            pipe.execute_command("EVALSHA", _source(name)[1], len(keys), *keys, *args)
+        replies = await pipe.execute(raise_on_error=False)
+        for at, reply in enumerate(replies):
+            if isinstance(reply, NoScriptError):
+                replies[at] = await self._run(name, *runs[at])
+            elif isinstance(reply, Exception):
+                raise reply
+        return replies
+
     # -- clients -------------------------------------------------------------------------------
 
     async def enqueue(
@@ -286,15 +303,26 @@ class Scripts:
         reply: int = await self._run("retry", places, args)
         return reply
 
-    async def recover(  # noqa: PLR0913 - the script's own arguments, by name
-        self, stream: str, back: str, job: str, entry: str, *, idle_ms: int, begun: int,
-        outcome: bytes, aborted: bytes, ttl_ms: int, channel: str, notice: bytes,
-    ) -> int:  # fmt: skip
-        """Put a held job back (1) or end it with ``outcome`` (2); 0 if there is nothing to do."""
-        args: list[Any] = [GROUP, entry, idle_ms, int(begun), MAX_LOST_STARTS]
-        args += [outcome, aborted, ttl_ms, INLINE, channel, notice]
-        reply: int = await self._run("recover", [stream, back, job], args)
-        return reply
+    async def recover(
+        self,
+        ttl_ms: int,
+        jobs: Sequence[tuple[str, str, str, str, int, int, bytes, bytes, str, bytes]],
+    ) -> list[int]:
+        """Put held jobs back (1) or end them with their outcome (2); 0 if there is nothing to do:
+        (stream, back, job, entry, idle ms, lost starts, outcome, aborted, channel, notice) of each.
+        """
+        return await self._run_each(
+            "recover",
+            [
+                (
+                    keys,
+                    [GROUP, entry, idle, starts, MAX_LOST_STARTS, *ends, ttl_ms, INLINE, *news],
+                )
+                for *keys, entry, idle, starts, ends, news in (
+                    (*job[:6], job[6:8], job[8:]) for job in jobs
+                )
+            ],
+        )
 
     async def due(self, lanes: Sequence[str], most: int) -> tuple[int, list[list[list[bytes]]]]:
         """Milliseconds until something is due (-1: nothing); of each lane: due, expired hexes."""
