@@ -31,6 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE / "peers")]
 import alone  # noqa: E402
 import fair  # noqa: E402
 import page  # noqa: E402
+import where  # noqa: E402
 from rows import CONTENDERS, PEER, Contender, goals, table  # noqa: E402
 from work import spin_for  # noqa: E402
 
@@ -213,6 +214,8 @@ def main() -> None:
             return
         ours = alone.measured(quick=told.quick)
         print(f"{alone.table(ours)}\n\n{alone.goals(ours)}\n", flush=True)
+        spent = where.measured(store.url, quick=told.quick)
+        print(f"{where.table(spent)}\n", flush=True)
         fairness = fair.measured(store.url, quick=told.quick)
         print(f"{fair.table(fairness)}\n\n{time.monotonic() - began:.0f} s in all", flush=True)
     if told.quick:
@@ -222,6 +225,7 @@ def main() -> None:
         page.write({
             "machine": f"{on}; {rounds} rounds.", "peers": table(run.figures),
             "alone": alone.table(ours), "fair": fair.table(fairness),
+            "where": where.table(spent),
         })  # fmt: skip
     else:
         print(f"{page.PAGE} stays as it is: {PEER} was not measured")

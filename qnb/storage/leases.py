@@ -347,7 +347,8 @@ class Leases:
             lanes = self._keys.lane(spec.lane), self._keys.back(spec.lane)
             rows.append(
                 (
-                    lanes[back], lanes[True], self._keys.job(spec.task_id), entry, idle_ms, int(begun),
+                    lanes[back], lanes[True], self._keys.job(spec.task_id), entry,
+                    idle_ms, int(begun),
                     pack_outcome(outcome),
                     pack_outcome(aborted(spec.task_id, outcome.tries, now, how)),
                     self._keys.channel(spec.channel) if spec.channel else "",

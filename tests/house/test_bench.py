@@ -28,7 +28,7 @@ def test_the_benchmarks_measure_every_row_of_a_worker_in_process() -> None:
         assert float(line.split("|")[2].replace(",", "")) > 0
 
 
-@pytest.mark.parametrize("part", ["machine", "peers", "alone", "fair"])
+@pytest.mark.parametrize("part", ["machine", "peers", "where", "alone", "fair"])
 def test_the_page_of_figures_is_written_by_them(part: str) -> None:
     _, _, rest = PAGE.read_text().partition(f"<!-- {part} -->\n")
     written, _, _ = rest.partition("<!-- end -->")
