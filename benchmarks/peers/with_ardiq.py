@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import pickle  # noqa: TID251 - its documented codec for what msgpack cannot take
+import pickle
 import sys
 from typing import Any
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import work
-from redis import Redis  # noqa: TID251 - its queues take a connection
+from redis import Redis
 from rq import Queue
 
 FORM = os.environ["BENCH_FORM"]
