@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 from qnb.errors import QnbError
 
 __all__ = ["nest"]
+
+_NOTHING: Any = SimpleNamespace(_cancelled=True, _context=None)  # a loop passes it over
 
 
 def nest() -> None:
@@ -39,6 +43,37 @@ def nest() -> None:
 
             # otherwise asyncio.run() would leave the loops open that it makes
             nest_asyncio2.apply(loop, run_close_loop=True)
+            _spare(loop)
+
+
+class _Ready(deque[asyncio.Handle]):
+    """The handles of a loop that are to be run; where there is none, one that does nothing."""
+
+    def popleft(self) -> asyncio.Handle:
+        return super().popleft() if self else _NOTHING
+
+
+def _spare(loop: asyncio.BaseEventLoop) -> None:
+    """Let the turn of ``loop`` that runs just now come to its end.
+
+    It has counted its handles before asyncio was patched, and takes as many; a loop that is nested
+    in one of them runs the others first.
+    """
+    inner: Any = loop
+    old: deque[asyncio.Handle] = inner._ready
+    if isinstance(old, _Ready):
+        return
+    inner._ready = _Ready(old)
+    moved = len(inner._ready)
+
+    def late() -> None:  # what other threads have still put where they had looked before
+        nonlocal moved
+        there, moved_before = list(old), moved
+        moved = len(there)
+        inner._ready.extend(there[moved_before:])
+
+    late()
+    loop.call_later(0.1, late)
 
 
 def _loop() -> contextlib.AbstractContextManager[asyncio.AbstractEventLoop]:

@@ -37,7 +37,7 @@ __all__ = ["Store", "aborted", "expired", "is_due", "skipped"]
 log = logging.getLogger("qnb.store")
 
 #: most jobs, and bytes, of one script call
-CHUNK_JOBS = 200
+CHUNK_JOBS = 500
 CHUNK_BYTES = 4 * 1024 * 1024
 
 #: most due jobs that are dealt with at a time, of each kind and lane

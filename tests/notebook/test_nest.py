@@ -108,3 +108,35 @@ def test_a_script_nests_only_once_it_has_asked_for_it(server_url: str, queue: st
         [sys.executable, "-Werror", "-c", code], capture_output=True, text=True, check=False
     )
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+IN_A_FULL_TURN = """
+import asyncio, qnb
+
+async def inner():
+    await asyncio.sleep(0.05)
+    return "nested"
+
+async def cell():
+    loop, ran = asyncio.get_running_loop(), []
+
+    def nest():
+        qnb.nest()
+        ran.append(asyncio.run(inner()))
+
+    for handle in (*range(3), nest, *range(3, 9)):
+        loop.call_soon(handle if callable(handle) else lambda number=handle: ran.append(number))
+    while len(ran) < 10:
+        await asyncio.sleep(0.01)
+    assert sorted(ran[:-1]) == list(range(9)), ran
+    assert ran[-1] == "nested"
+
+asyncio.new_event_loop().run_until_complete(cell())
+"""
+
+
+def test_a_loop_that_has_more_to_do_in_this_turn_goes_on_after_the_nested_one() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", IN_A_FULL_TURN], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
