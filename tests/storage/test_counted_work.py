@@ -49,7 +49,7 @@ MOST = {
     "fan-out":                  Cost(   0.100,    0.08,      9.0,    1150,     850),
     "sweep":                    Cost(   0.150,    0.11,     11.5,    1640,    1440),
     "prints and progress":      Cost(    0.25,    0.22,     15.5,    1620,     790),
-    "1,000 waits, a second":    Cost(     8.0,     0.1,     2200, 340_000, 400_000),
+    "1,000 waits, a second":    Cost(    20.0,     0.1,     2200, 340_000, 400_000),
     "idle worker, a second":    Cost(    10.0,     2.0,     14.0,    1500,     500),
 }  # fmt: skip
 
