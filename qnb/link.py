@@ -311,11 +311,13 @@ class LoopLink:
         )
 
     def _fail(self, task_id: str, error: BaseException) -> None:
+        self._quiet.pop(task_id, None)
         for waiter in self._waiting.pop(task_id, ()):
             if not waiter.done():
                 waiter.set_exception(error)
 
     def _settle(self, task_id: str, record: JobRecord | None) -> None:
+        self._quiet.pop(task_id, None)  # who waits for it again must look
         for waiter in self._waiting.pop(task_id, ()):
             if not waiter.done():
                 waiter.set_result(record)

@@ -180,7 +180,9 @@ class Child(asyncio.Protocol):
 
     def take_back(self) -> list[Body]:
         """Those that wait there: they will not begin."""
-        taken = []
+        taken: list[Body] = []
+        if self.is_dead:  # its pipe may be another's by now
+            return taken
         with contextlib.suppress(OSError):
             for (seq,) in TOKEN.iter_unpack(os.read(self._tokens, AHEAD * TOKEN.size)):
                 taken.append(self.bodies.pop(seq))

@@ -95,8 +95,8 @@ class TaskPerBody:
             run.ended(end)
 
     def stop(self, run: Run) -> None:
-        if run in self._bodies:
-            self._bodies[run].cancel()
+        if run in self._bodies:  # not before its first step: it must tell of its end
+            asyncio.get_running_loop().call_soon(self._bodies[run].cancel)
 
 
 class InlineExecutor:

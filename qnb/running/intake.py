@@ -74,7 +74,7 @@ class Intake:
         self._waiting: dict[str, tuple[Claimed, float]] = {}  # claimed, not launched: since when
         self._asking: set[str] = set()  # of these, those whose gates are being asked again
         self._filling = False  # is a look for room due in this turn of the loop?
-        self._entering: set[str] = set()  # launched, not yet seen by the executor
+        self._entering: set[str] = set()  # launched, and not begun
         self._mean: float | None = None  # seconds that a body takes
         self._last: Claimed | None = None  # the job launched last: the next one may be like it
         self._launch: Callable[[Claimed], None] = lambda _: None
@@ -100,6 +100,7 @@ class Intake:
         """A launched job is held no more."""
         self.held.pop(claimed.ref, None)
         self._entering.discard(claimed.ref)
+        self.roomier()
 
     def roomier(self) -> None:
         """There may be more room than before: fill it, once for all that end in this turn."""
@@ -202,7 +203,7 @@ class Intake:
             else:
                 self._entering.add(ref)
                 ready.append(claimed)
-        for claimed in ready:  # before any is launched: one may end at once, and call this again
+        for claimed in ready:
             del self._waiting[claimed.ref]
         for claimed in ready:
             self._last = claimed

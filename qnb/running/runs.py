@@ -7,6 +7,7 @@ stores the ends before it, and goes with the next one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -101,7 +102,9 @@ class Runs:
         await self._store_ends()
 
     def launch(self, claimed: Claimed) -> None:
-        """Have a held job run."""
+        """Have a held job run, unless the worker leaves."""
+        if self._group is None:
+            return
         job = self._jobs[claimed.ref] = _Job(self, claimed)
         spec, now = claimed.spec, self.clock.now_ms()
         if claimed.expires_at is not None and claimed.expires_at <= now:
@@ -113,12 +116,14 @@ class Runs:
         else:
             self._spawn(self._fetch_code(job))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do what takes a while; what is under way when the worker leaves is not waited for."""
-        if self._group is None:
-            work.close()
-        else:
-            self._group.create_task(work, name="qnb-job")
+        if self._group is not None:
+            with contextlib.suppress(RuntimeError):  # it is just being ended
+                self._group.create_task(work, name="qnb-job")
+                return True
+        work.close()
+        return False
 
     async def _fetch_code(self, job: _Job) -> None:
         function = job.claimed.spec.function
@@ -201,7 +206,8 @@ class Runs:
         if job.stopping == "overtime":
             return await self._overtime(job)
         if job.stopping == "aborted":
-            return self._aborted(job, "while it ran", self._runs_on(job.claimed.spec))
+            when = "while it ran" if job.start else "before it was started"
+            return self._aborted(job, when, self._runs_on(job.claimed.spec) if job.start else "")
         return None
 
     async def _died(self, job: _Job, end: Exception) -> None:
@@ -222,9 +228,8 @@ class Runs:
         """Have the end of a job stored, together with others; it is held until that is done."""
         claimed = job.claimed
         self._over.append(Finished(claimed, outcome, self.news.has_log(claimed.ref)))
-        if not self._storing and self._group is not None:
-            self._storing = True
-            self._group.create_task(self._store_ends(), name="qnb-ends")
+        if not self._storing:
+            self._storing = self._spawn(self._store_ends())
 
     async def _store_ends(self) -> None:
         """Store what has ended; what ends meanwhile goes with the next call."""
@@ -237,7 +242,6 @@ class Runs:
                     if not was_ours:
                         self._stale(end.claimed)
                     self._let_go(end.claimed)
-                self._intake.roomier()
         finally:
             self._storing = False
 

@@ -121,7 +121,10 @@ class Worker:
                     "looked at": self._bulletin.answer(self._heartbeat),
                 }
                 loops = [group.create_task(each, name=f"qnb-{name}") for name, each in work.items()]
-                await self._intake.run(self._runs.launch, self._reclaim)
+                try:
+                    await self._intake.run(self._runs.launch, self._reclaim)
+                finally:
+                    self._runs.serve(None)
                 for loop in loops:
                     loop.cancel()
         finally:

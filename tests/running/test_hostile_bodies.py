@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,34 @@ def test_an_in_process_worker_that_is_cancelled_hands_its_jobs_back(app: qnb.App
         await asyncio.wait([running])
         assert await job.status() == "queued"
         assert await app.queue_size() == 1
+
+    asyncio.run(main())
+
+
+def test_what_waits_in_a_worker_that_is_cancelled_is_not_begun(
+    server_url: str, queue: str, until: Callable[..., Awaitable[Any]]
+) -> None:
+    app = qnb.App(server_url, queue, concurrency=1, prefetch=4)
+    begun: list[int] = []
+
+    @app.task
+    async def forever(x: int) -> None:
+        begun.append(x)
+        await asyncio.sleep(30)
+
+    async def main() -> None:
+        jobs = [await forever.enqueue(x) for x in range(5)]
+        running = asyncio.create_task(app.run())
+
+        async def all_are_held() -> bool:
+            return bool(begun) and not await app.queue_size()
+
+        await until(all_are_held, "one runs and the others wait in the worker")
+        running.cancel()
+        await asyncio.wait([running])
+        assert begun == [0]
+        assert await app.queue_size() == 5
+        assert {await job.status() for job in jobs} == {"queued"}
 
     asyncio.run(main())
 

@@ -25,6 +25,16 @@ def test_calling_a_task_runs_it_here(app: qnb.App) -> None:
     assert app.tasks == ["double"]
 
 
+def test_whoever_asks_again_for_a_value_has_it_at_once(serving: qnb.App) -> None:
+    @serving.task
+    def double(x: int) -> int:
+        return 2 * x
+
+    job = double.submit(4)
+    assert job.wait(timeout=10).get(timeout=0.5) == 8
+    assert job.get(timeout=0.5) == 8
+
+
 async def _seed(app: qnb.App) -> None:
     @app.task
     async def add(a: int, b: int) -> int:
