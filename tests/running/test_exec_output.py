@@ -281,11 +281,11 @@ def test_whatever_a_bar_counts_in_is_told_as_plain_numbers_and_text(bench: Any, 
         bar.update(np.int64(2))
         bar.reset(np.int64(4))
         bar.close()
-        time.sleep(0.11)
+        time.sleep(0.3)  # what is held back is sent by then
         with Path(os.devnull).open("w") as null:
             for _ in tqdm(range(2), total=np.int64(2), mininterval=0, file=null):
                 pass
-        time.sleep(0.11)
+        time.sleep(0.3)
         report(np.int64(1), np.float64(2), loss=np.float32(1))
 
     async def main() -> None:
