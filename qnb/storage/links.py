@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import weakref
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -103,16 +104,22 @@ def steady(kind: type[Any], timeout: float) -> type[Any]:
 
         async def _connect(self) -> None:
             await super()._connect()
-            relax = getattr(self, "update_current_socket_timeout", None)  # since redis-py 8
-            reader = self._reader
+            relax = getattr(type(self), "update_current_socket_timeout", None)  # since redis-py 8
+            reader, this = self._reader, weakref.ref(self)  # no cycle: see __del__
             feed = reader.feed_data
 
             def fed(data: bytes) -> None:
-                if len(data) > PIECE and relax is not None:
-                    relax(-1)
+                if len(data) > PIECE and relax is not None and (link := this()) is not None:
+                    relax(link, -1)
                 feed(data)
 
             reader.feed_data = fed
+
+        def __del__(self) -> None:
+            """Who was cancelled while it closed it has left it open."""
+            if getattr(self, "_writer", None) is not None:
+                with contextlib.suppress(Exception):
+                    self._close()
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             size = sum(map(len, command))

@@ -43,12 +43,12 @@ MOST = {
     #                                requests  scripts  commands     sent  received
     "enqueue, awaited":         Cost(    1.10,    1.10,      9.4,     875,      30),
     "enqueue_many":             Cost(   0.003,   0.003,      4.6,     410,      20),
-    "drain, in process":        Cost(   0.150,   0.100,      4.2,     710,     720),
-    "drain, child processes":   Cost(   0.000,   0.120,      4.4,     730,     860),
+    "drain, in process":        Cost(   0.300,   0.300,      4.2,     710,     720),
+    "drain, child processes":   Cost(   0.000,   0.300,      4.9,     730,     860),
     "round trip":               Cost(    3.50,    2.40,     19.5,    2050,     900),
-    "fan-out":                  Cost(   0.100,    0.08,      9.0,    1150,     850),
-    "sweep":                    Cost(   0.150,    0.11,     11.5,    1640,    1440),
-    "prints and progress":      Cost(    0.25,    0.22,     15.5,    1620,     790),
+    "fan-out":                  Cost(   0.300,    0.30,     10.0,    1150,     850),
+    "sweep":                    Cost(   0.300,    0.30,     12.5,    1640,    1440),
+    "prints and progress":      Cost(    0.50,    0.50,     15.5,    1620,     790),
     "1,000 waits, a second":    Cost(    20.0,     0.1,     2200, 340_000, 400_000),
     "idle worker, a second":    Cost(    10.0,     2.0,     14.0,    1500,     500),
 }  # fmt: skip
