@@ -27,16 +27,9 @@ def worker() -> list[list[str]]:
     return [[sys.executable, "-m", "qnb", "worker", "with_qnb:app", "--workers", slots]]
 
 
-class Client:
+class Client(work.OfTasks):
+    app, tasks = app, TASKS
     spin = "spin" if KIND == "inline" else "spin_plain"
-
-    async def open(self) -> None: ...
-
-    async def enqueue(self, task: str, *args: Any) -> Any:
-        return await TASKS[task].enqueue(*args)
-
-    async def enqueue_many(self, task: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        return await app.enqueue_many([TASKS[task].prepare(*args) for args in calls])
 
     async def result(self, job: Any) -> Any:
         return await job

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -63,6 +63,21 @@ class Client(Protocol):
     async def result(self, job: Any) -> Any: ...
     async def gather(self, jobs: list[Any]) -> list[Any]: ...
     def blocking(self, task: str, *args: Any) -> Any: ...
+
+
+class OfTasks:
+    """What is the same with ArdiQ and qnb: a call is made by its task, many are sent by the app."""
+
+    app: Any
+    tasks: Mapping[str, Any]  #: by name
+
+    async def open(self) -> None: ...
+
+    async def enqueue(self, task: str, *args: Any) -> Any:
+        return await self.tasks[task].enqueue(*args)
+
+    async def enqueue_many(self, task: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+        return await self.app.enqueue_many([self.tasks[task].prepare(*args) for args in calls])
 
 
 class Workers:

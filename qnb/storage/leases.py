@@ -343,6 +343,8 @@ class Leases:
     async def _recover(self, jobs: Sequence[_Place], idle_ms: int, *, begun: int) -> list[int]:
         now, rows = self.store.clock.now_ms(), []
         how = "aborted; its worker was lost before it could be stopped"
+        if not begun:
+            how = "aborted before it was started"
         for spec, entry, back, outcome in jobs:
             lanes = self._keys.lane(spec.lane), self._keys.back(spec.lane)
             rows.append(

@@ -47,6 +47,21 @@ def lives(pid: int) -> bool:
     return False
 
 
+def sounds(app: qnb.App, count: int, seconds: float = 0) -> list[qnb.Job[int]]:
+    """So many jobs that have nothing wrong with them."""
+
+    @app.task
+    def sound(x: int, seconds: float) -> int:
+        time.sleep(seconds)
+        return x
+
+    return [sound.submit(x, seconds) for x in range(count)]
+
+
+def all_done(jobs: list[qnb.Job[int]]) -> None:
+    assert [job.get(timeout=10) for job in jobs] == list(range(len(jobs)))
+
+
 # -- what cannot be sent ------------------------------------------------------------------------
 
 
@@ -158,17 +173,13 @@ def test_a_body_that_takes_all_memory_fails_by_name_and_harms_no_other(
         while True:
             kept.append(bytearray(MB))
 
-    @app.task
-    def sound(x: int) -> int:
-        return x
-
-    assert [job.get(timeout=10) for job in [sound.submit(x) for x in range(4)]] == [0, 1, 2, 3]
+    all_done(sounds(app, 4))
     _with_little_memory(worker)
     for task in (big, creeping):
         job = task.submit(ledger.path)
         with pytest.raises(MemoryError):
             job.get(timeout=20)
-        assert [job.get(timeout=10) for job in [sound.submit(x) for x in range(4)]] == [0, 1, 2, 3]
+        all_done(sounds(app, 4))
     assert worker.alive
     extra = ledger.extra()
     app.close()
@@ -195,17 +206,12 @@ def test_a_body_that_leaves_no_memory_to_report_with_ends_by_name(
         while True:
             kept.append([None])
 
-    @app.task
-    def sound(x: int) -> int:
-        time.sleep(0.02)
-        return x
-
     _with_little_memory(worker)
     bad = crumbs.submit(ledger.path)
-    assert [job.get(timeout=10) for job in [sound.submit(x) for x in range(20)]] == list(range(20))
+    all_done(sounds(app, 20, 0.02))
     how = ends(bad)
     runs = ledger.starts()["crumbs"]
-    assert sound.submit(0).get(timeout=10) == 0
+    all_done(sounds(app, 1))
     assert worker.alive
     app.close()
     invariants(url, QUEUE)
@@ -230,15 +236,9 @@ def test_a_body_above_its_max_memory_fails_naming_it(
         time.sleep(20)
         return len(kept)
 
-    @app.task
-    def sound(x: int) -> int:
-        time.sleep(0.02)
-        return x
-
     since = time.monotonic()
     bad = big.submit(ledger.path)
-    good = [sound.submit(x) for x in range(20)]
-    assert [job.get(timeout=10) for job in good] == list(range(20))
+    all_done(sounds(app, 20, 0.02))
     with pytest.raises(qnb.MemoryLimitExceeded, match="its max_memory is 150,000,000"):
         bad.get(timeout=10)
     took = time.monotonic() - since
@@ -295,17 +295,13 @@ def test_nothing_of_a_body_outlives_it(stage: Stage, ledger: Ledger, figures: Fi
     worker = stage.worker(url, QUEUE, 2)
     app = qnb.App(url, QUEUE)
 
-    @app.task
-    def sound(x: int) -> int:
-        return x
-
     slowest, left = 0.0, 0
     for leave in LEAVERS:
         task = app.task(leave)
-        assert sound.submit(0).get(timeout=10) == 0
+        all_done(sounds(app, 1))
         pid = task.submit().get(timeout=10)
         since = time.monotonic()
-        assert [job.get(timeout=10) for job in [sound.submit(x) for x in range(4)]] == [0, 1, 2, 3]
+        all_done(sounds(app, 4))
         slowest = max(slowest, time.monotonic() - since)
         try:
             eventually(lambda pid=pid: not lives(pid), "it is gone", 1)

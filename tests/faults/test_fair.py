@@ -66,6 +66,6 @@ def test_no_short_job_waits_behind_a_long_one_while_a_slot_is_free_anywhere(
         goal="fair",
         what=f"60 short jobs, before and among which 6 of {LONG:g} s are queued, 2 × 2 {kind}",
         target="0 end after a long one that holds no more than 3 of the 4 slots",
-        figure=f"{len(late)} do",
+        figure=f"{len(late)} of 60 in each order",
         ok=not late,
     )
