@@ -98,13 +98,13 @@ class Connection:
         self._opening = asyncio.Lock()
         self._send = watched(cancellable)
         self._clients: WeakSet[Redis] = WeakSet()
+        self._is_closed = False  # what is still under way may open a link anew
         self._reached = False  # has this server ever answered?
         self._reviving: asyncio.Task[bool] | None = None
         self._why_down = ""  # why the embedded server could not be started again
 
     def client(self, *, timeout: float | None = None) -> Redis:
         """A connection; ``timeout`` is ``SILENCE`` where nothing is waited for by a command."""
-        from redis.asyncio import Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
@@ -113,7 +113,7 @@ class Connection:
         if not self.url.startswith("unix:"):
             options["socket_keepalive"] = True
             options["socket_keepalive_options"] = keepalive()
-        client = Redis.from_url(
+        client = links.closing().from_url(
             self.url,
             single_connection_client=True,
             socket_connect_timeout=CONNECT_TIMEOUT,
@@ -136,12 +136,13 @@ class Connection:
                 return
             from qnb.storage.scripts import Scripts
 
+            self._is_closed = False
+
             client = self.client()
             try:
                 await self.run(lambda: self._check(client))
             except BaseException:
-                with contextlib.suppress(Exception):
-                    await client.aclose()
+                await _close(client)
                 raise
             self._redis = client
             self._scripts = Scripts(client, self._keys)
@@ -180,9 +181,9 @@ class Connection:
     async def close(self) -> None:
         """Let go of the connection."""
         client, self._redis, self._scripts = self._redis, None, None
+        self._is_closed = True
         if client is not None:
-            with contextlib.suppress(Exception):
-                await client.aclose()
+            await _close(client)
 
     async def sync_clock(self, client: Redis | None = None) -> None:
         """Take a reading of the server's clock."""
@@ -205,9 +206,15 @@ class Connection:
                 reply: T = await self._send(command())
                 return reply
             except (RedisError, OSError) as error:
+                if self._is_closed:
+                    raise BrokerError(f"the link to {masked(self.url)} was closed") from None
                 if (refusal := self.refusal(error)) is not None:
                     raise refusal from None
                 lost = error
+            finally:
+                if self._is_closed:  # it may have opened its link again
+                    for client in tuple(self._clients):
+                        await _close(client)
             await self._hang_up()
             since = since or loop.time()  # a link that fell silent has cost its time before
             up = bool(patience != 0 and await self.revive())
@@ -375,9 +382,16 @@ class Connection:
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
             finally:
-                with contextlib.suppress(Exception):
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
-                    await link.aclose()
+                try:
+                    with contextlib.suppress(Exception):
+                        await pubsub.aclose()  # type: ignore[no-untyped-call]
+                finally:  # also when it is cancelled just then
+                    await _close(link)
+
+
+async def _close(client: Redis) -> None:
+    with contextlib.suppress(Exception):
+        await client.aclose()
 
 
 def _is_busy(error: Exception) -> bool:

@@ -12,12 +12,14 @@ import re
 import socket
 import weakref
 from collections.abc import Awaitable
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
 
-__all__ = ["SILENCE", "cancellable", "heard", "keepalive", "masked", "steady"]
+__all__ = ["SILENCE", "cancellable", "closing", "heard", "keepalive", "masked", "steady"]
 
 #: seconds after which a link that owes an answer, and carries nothing, is taken for dead
 SILENCE = 5.0
@@ -84,6 +86,22 @@ async def heard(pubsub: PubSub, idle: float) -> dict[str, Any]:
     if message is None:
         raise TimeoutError(f"a subscription was silent for {SILENCE:g} s when asked")
     return message
+
+
+@cache
+def closing() -> type[Redis]:
+    """A client whose link is closed when nobody holds it any more: its loop may be gone by then."""
+    from redis.asyncio import Redis
+
+    class Closing(Redis):
+        def __del__(self, *_: Any) -> None:
+            connection = getattr(self, "connection", None)
+            if connection is not None:
+                self.connection = None
+                with contextlib.suppress(Exception):
+                    connection._close()
+
+    return Closing
 
 
 def steady(kind: type[Any], timeout: float) -> type[Any]:

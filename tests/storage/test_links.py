@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -156,3 +157,12 @@ def test_a_cancellation_is_kept_whatever_comes_of_what_was_awaited() -> None:
                 await task
 
     asyncio.run(main())
+
+
+def test_a_link_that_nobody_holds_any_more_is_closed(server_url: str) -> None:
+    async def leave_open() -> None:
+        client = Connection(server_url, KeySpace("left")).client()
+        await client.ping()
+
+    asyncio.run(leave_open())
+    gc.collect()  # an unclosed one would be a warning, which is an error here

@@ -80,9 +80,7 @@ def test_errors_are_grouped_by_the_line_that_raised_them(serving: qnb.App) -> No
             raise ValueError("two")
         return 1 / x
 
-    jobs = [picky.submit(x) for x in (0, 1, 2, 0)]
-    for job in jobs:
-        job.wait(10)
+    jobs = [picky.submit(x).wait(10) for x in (0, 1, 2, 0)]  # they end one after the other
     frame = gather.errors_frame(serving._client, [job.id for job in jobs])
     assert frame[["error_type", "line", "count"]].to_numpy().tolist() == [
         ["ZeroDivisionError", "return 1 / x", 2],
